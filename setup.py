@@ -1,0 +1,54 @@
+"""Builds the compiled kernels: one extension for each pyx/*.pyx, with the C files of src/ that it wraps."""
+
+from glob import glob
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+# An extension's C sources are src/<its name without the underscore>*.c; all headers and externs are dependencies,
+# so that a change rebuilds what it touches and the sdist holds every file.
+HEADERS = sorted(glob("src/*.h") + glob("pyx/*.pxd"))
+
+
+def extension(pyx: str) -> Extension:
+    name = pyx.removeprefix("pyx/").removesuffix(".pyx")
+    sources = sorted(glob(f"src/{name.removeprefix('_')}*.c"))
+    return Extension(
+        f"whisper_fast.{name}",
+        [pyx, *sources],
+        include_dirs=["src"],
+        depends=[*HEADERS, *sources],
+        extra_compile_args=["-O3", "-g0", "-fvisibility=hidden"],
+    )
+
+
+setup(
+    packages=[
+        "whisper_fast",
+        "whisper_fast.door",
+        "whisper_fast.lab",
+        "whisper_fast.llm",
+        "whisper_fast.memory",
+        "whisper_fast.models",
+        "whisper_fast.store",
+    ],
+    package_data={
+        "whisper_fast": ["py.typed", "*.pyi"],
+        "whisper_fast.models": ["data/*"],
+        "whisper_fast.door": ["static/*"],
+    },
+    ext_modules=cythonize(
+        [extension(pyx) for pyx in sorted(glob("pyx/*.pyx"))],
+        include_path=["pyx"],
+        compiler_directives={
+            "language_level": 3,
+            "binding": True,
+            "boundscheck": False,
+            "wraparound": False,
+            "cdivision": True,
+            "auto_pickle": False,
+            "autotestdict": False,
+            "embedsignature": False,
+        },
+    ),
+)

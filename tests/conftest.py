@@ -1,0 +1,56 @@
+"""Fixtures for all tests: both event loops, and proof that nothing outlives a test."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+import uvloop
+
+LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+made: list[asyncio.AbstractEventLoop] = []
+
+
+def remembered(factory):
+    def make():
+        made.append(factory())
+        return made[-1]
+
+    return make
+
+
+def pytest_asyncio_loop_factories(config, item):
+    return {name: remembered(factory) for name, factory in LOOPS.items()}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Fail a test that leaves a task behind; the loop's runner would cancel it in silence afterwards."""
+    made.clear()
+    result = yield
+    left = [task for loop in made if not loop.is_closed() for task in asyncio.all_tasks(loop)]
+    assert not left, f"tasks left alive: {left}"
+    return result
+
+
+def alive():
+    process = psutil.Process()
+    threads = {t.name for t in threading.enumerate() if t is not threading.main_thread()}
+    children = {f"{c.pid} {c.name()}" for c in process.children(recursive=True)}
+    sockets = {f"{c.laddr}->{c.raddr}" for c in process.net_connections() if c.status != "TIME_WAIT"}
+    shared = {p.name for p in Path("/dev/shm").iterdir()} if os.path.isdir("/dev/shm") else set()
+    return {"threads": threads, "children": children, "sockets": sockets, "shared memory": shared}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """After each test no thread, process, socket or shared-memory file is left that was not there before."""
+    before = alive()
+    yield
+    after = alive()
+    left = {kind: after[kind] - before[kind] for kind in after if after[kind] - before[kind]}
+    assert not left, f"left alive: {left}"

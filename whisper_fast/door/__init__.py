@@ -1,0 +1,1 @@
+"""The doors: HTTP in the OpenAI protocol, and the chat page."""

@@ -1,0 +1,157 @@
+"""Every error that whisper-fast raises on purpose.
+
+    WhisperFastError
+    ├── SettingsError (ValueError)          an environment variable or a Settings argument is wrong
+    ├── InvalidMessage (ValueError)         a message, memory or request cannot be accepted as it is
+    ├── Overloaded                          a bounded queue is full: come back in `retry_after` seconds
+    ├── DeadlineExceeded (TimeoutError)     the time given for something is used up
+    ├── Closed                              the part was asked after it had been closed
+    ├── StoreError                          the truth on disk could not be read or written
+    │   ├── StoreFull                       no space left
+    │   ├── StoreReadOnly                   the data folder or file cannot be written
+    │   ├── StoreLocked                     another process holds the data folder
+    │   ├── StoreCorrupt                    a page or a file is not what was written
+    │   └── SchemaTooNew                    the data folder was written by a newer version
+    └── LLMError                            the language model gave no usable answer
+        ├── LLMUnavailable                  nobody answers at that address, or it answered 5xx
+        ├── LLMRateLimited                  it answered 429
+        ├── LLMTimeout (TimeoutError)       it did not answer in time
+        ├── LLMRejected                     it refused the request (4xx): asking again will not help
+        └── LLMProtocolError                what it answered is not the protocol
+
+Whether the same call may be tried again is the attribute `retriable`, never something to be read out of a text.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "Closed",
+    "DeadlineExceeded",
+    "InvalidMessage",
+    "LLMError",
+    "LLMProtocolError",
+    "LLMRateLimited",
+    "LLMRejected",
+    "LLMTimeout",
+    "LLMUnavailable",
+    "Overloaded",
+    "SchemaTooNew",
+    "SettingsError",
+    "StoreCorrupt",
+    "StoreError",
+    "StoreFull",
+    "StoreLocked",
+    "StoreReadOnly",
+    "WhisperFastError",
+]
+
+
+class WhisperFastError(Exception):
+    """Base of all errors of this package; `retriable` says whether the same call may succeed later."""
+
+    retriable = False
+    retry_after: float | None = None  # seconds
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        if retry_after is not None:
+            self.retry_after = retry_after
+
+    def copy(self) -> WhisperFastError:
+        """Return an equal error without a traceback: each waiter of a shared failure raises its own."""
+        twin = type(self)(*self.args)
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+
+class SettingsError(WhisperFastError, ValueError):
+    """A setting is wrong; the text names the variable, the value found and what is allowed."""
+
+
+class InvalidMessage(WhisperFastError, ValueError):
+    """A message, memory or request cannot be accepted as it is; the text says what was found."""
+
+
+class Overloaded(WhisperFastError):
+    """A bounded queue is full; nothing was stored, come back in `retry_after` seconds."""
+
+    retriable = True
+    retry_after = 1.0
+
+
+class DeadlineExceeded(WhisperFastError, TimeoutError):
+    """The time given for something is used up."""
+
+    retriable = True
+
+
+class Closed(WhisperFastError):
+    """The part was asked to work after it had been closed."""
+
+
+class StoreError(WhisperFastError):
+    """The truth on disk could not be read or written."""
+
+
+class StoreFull(StoreError):
+    """No space is left for the data folder; nothing of the failed write was kept."""
+
+    retriable = True
+    retry_after = 30.0
+
+
+class StoreReadOnly(StoreError):
+    """The data folder or its database cannot be written."""
+
+
+class StoreLocked(StoreError):
+    """Another process holds the data folder."""
+
+    retriable = True
+
+
+class StoreCorrupt(StoreError):
+    """A page or a file is not what was written."""
+
+
+class SchemaTooNew(StoreError):
+    """The data folder was written by a newer version of whisper-fast."""
+
+
+class LLMError(WhisperFastError):
+    """The language model gave no usable answer; `status` is its HTTP status where there was one."""
+
+    status: int | None = None
+
+    def __init__(self, message: str, *, status: int | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        if status is not None:
+            self.status = status
+
+
+class LLMUnavailable(LLMError):
+    """Nobody answers at the endpoint's address, or it answered with a server error."""
+
+    retriable = True
+
+
+class LLMRateLimited(LLMError):
+    """The endpoint answered 429."""
+
+    retriable = True
+
+
+class LLMTimeout(LLMError, TimeoutError):
+    """The endpoint did not answer in the time given."""
+
+    retriable = True
+
+
+class LLMRejected(LLMError):
+    """The endpoint refused the request; asking again with the same request will not help."""
+
+
+class LLMProtocolError(LLMError):
+    """What the endpoint answered is not the OpenAI protocol."""
+
+    retriable = True

@@ -1,0 +1,1 @@
+"""The lab: load, demonstration and what users can prove for themselves."""

@@ -1,0 +1,1 @@
+"""The language model: one provider, one pool over many, one simulated model."""

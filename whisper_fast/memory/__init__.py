@@ -1,0 +1,1 @@
+"""Per-user memory: segments, recall and the store over them."""

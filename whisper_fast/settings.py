@@ -1,0 +1,103 @@
+"""Every setting, in one frozen value; the only reader of the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import platformdirs
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from .errors import SettingsError
+
+__all__ = ["Settings"]
+
+MIB = 1 << 20
+
+
+def plan(name: str, default: Any, **limits: Any) -> Any:
+    """Declare a field that is read from the plain variable `name`, as the bots' own guides call it."""
+    return Field(default, validation_alias=AliasChoices(name.lower(), name), **limits)
+
+
+class Settings(BaseSettings):
+    """All settings with their defaults; arguments win over the environment, which is read once, here.
+
+    Raises SettingsError that names the variable, the value found and what is allowed.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="WHISPER_FAST_", frozen=True, extra="forbid", populate_by_name=True, case_sensitive=False
+    )
+
+    # where
+    data_dir: Path = Field(default_factory=lambda: Path(platformdirs.user_data_dir("whisper-fast")))
+    host: str = "127.0.0.1"
+    port: int = Field(8765, ge=0, le=65535)
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    trusted_api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+
+    # the language model
+    llm_chat_api_url: str | None = plan("LLM_CHAT_API_URL", None)
+    llm_chat_model: str | None = plan("LLM_CHAT_MODEL", None)
+    llm_chat_api_key: SecretStr | None = plan("LLM_CHAT_API_KEY", None)
+    llm_request_timeout: float = plan("LLM_REQUEST_TIMEOUT", 90.0, gt=0)
+    max_concurrent_requests: int = plan("MAX_CONCURRENT_REQUESTS", 50, ge=1)
+    context_tokens: int = Field(8192, ge=512)
+    persona_file: Path | None = None
+
+    # workers and batches
+    thread_pool_size: int = plan("THREAD_POOL_SIZE", 8, ge=1, le=1024)
+    process_pool_size: int = plan("PROCESS_POOL_SIZE", 4, ge=1, le=256)
+    batch_size: int = plan("BATCH_SIZE", 32, ge=1, le=4096)
+    batch_timeout_ms: float = plan("BATCH_TIMEOUT_MS", 100.0, ge=0)
+
+    # limits
+    max_text_bytes: int = Field(64 << 10, ge=1)
+    max_waiting: int = Field(20_000, ge=1)
+    max_waiting_bytes: int = Field(64 * MIB, ge=1024)
+    component_deadline: float = Field(0.5, gt=0)
+    drain_seconds: float = Field(30.0, gt=0)
+
+    # what is kept in memory
+    memory_cache_bytes: int = Field(256 * MIB, ge=MIB)
+    conversation_cache_bytes: int = Field(64 * MIB, ge=MIB)
+    conversation_cache_timeout_minutes: float = plan("CONVERSATION_CACHE_TIMEOUT_MINUTES", 15.0, gt=0)
+    conversation_cache_bootstrap_limit: int = plan("CONVERSATION_CACHE_BOOTSTRAP_LIMIT", 20, ge=0)
+    conversation_cache_max_local: int = plan("CONVERSATION_CACHE_MAX_LOCAL", 50, ge=1)
+
+    # what is measured and what can be switched off
+    performance_monitoring_enabled: bool = plan("PERFORMANCE_MONITORING_ENABLED", True)
+    feature_parallel: bool = True
+    feature_batching: bool = True
+    feature_caching: bool = True
+    feature_preload: bool = True
+
+    def __init__(self, **overrides: Any) -> None:
+        """Read the environment; `overrides` win. Raises SettingsError."""
+        try:
+            super().__init__(**overrides)
+        except ValidationError as error:
+            raise SettingsError("; ".join(self._explain(e) for e in error.errors())) from None
+
+    @field_validator("api_keys", "trusted_api_keys", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(k.strip() for k in value.split(",") if k.strip()) if isinstance(value, str) else value
+
+    @classmethod
+    def _explain(cls, error: Any) -> str:
+        field = str(error["loc"][0]) if error["loc"] else "settings"
+        name = cls.variable(field.lower())
+        found = "a secret" if "key" in field.lower() else repr(error["input"])
+        return f"{name} is {found:.120}: {error['msg'][:1].lower()}{error['msg'][1:]}"
+
+    @classmethod
+    def variable(cls, field: str) -> str:
+        """Return the environment variable that sets `field`."""
+        info = cls.model_fields.get(field)
+        if info is None:
+            return field
+        plain = info.validation_alias is not None
+        return field.upper() if plain else f"WHISPER_FAST_{field.upper()}"

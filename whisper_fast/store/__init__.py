@@ -1,0 +1,1 @@
+"""Truth on disk: one SQLite file, one writer thread, group commit."""
