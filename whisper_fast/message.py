@@ -34,7 +34,9 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `id` makes redelivery harmless: the same (platform, channel, user, id) is answered once. Without one, every call
     is a message of its own. `scope` says where it was told, see `checked_scope`. `at` is in epoch seconds.
     `history`, when given, is the recent conversation to use instead of the stored one. `system` holds further
-    system messages for this turn only; `parameters` goes to the language model as it is (temperature, tools, ...).
+    system messages for this turn only. `parts` are content parts that belong to the text (images), `continuation`
+    what came after it within the turn (tool calls and their results). `parameters` goes to the language model as
+    it is (temperature, tools, ...).
     `remember=False` answers without storing conversation or memories. Smaller `priority` is served first.
     """
 
@@ -48,6 +50,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     priority: int = 0
     history: tuple[ChatMessage, ...] | None = None
     system: tuple[ChatMessage, ...] = ()
+    parts: tuple[dict[str, Any], ...] = ()
+    continuation: tuple[ChatMessage, ...] = ()
     parameters: dict[str, Any] = {}
     remember: bool = True
 
