@@ -1,0 +1,134 @@
+"""Backup and restore of a data folder, also while an engine runs on it; both check what they wrote.
+
+SQLite's online backup takes one consistent snapshot without stopping the writer. A copy counts only when it passes
+`integrity_check` and holds as many rows in each table as the snapshot it was taken from.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import apsw
+
+from ..errors import StoreCorrupt, StoreError, StoreReadOnly
+from .files import DATABASE, connect, private_file, private_folder, translate
+from .schema import USER_TABLES, version_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["backup", "restore", "snapshot"]
+
+
+def backup(data_dir: Path, target: Path) -> dict[str, object]:
+    """Copy the database of `data_dir` to the file `target`; return path, bytes, rows per table.
+
+    `target` appears only when the copy is complete, verified and on disk. Raises StoreError.
+    """
+    source = data_dir / DATABASE
+    if not source.is_file():
+        raise StoreError(f"{source} does not exist; is {data_dir} the data folder?")
+    with closing(connect(source)) as connection:
+        version_of(connection)
+        return snapshot(connection, target)
+
+
+def restore(data_dir: Path, source: Path) -> dict[str, object]:
+    """Replace the content of the database in `data_dir` by the backup `source`; return what `backup` returns.
+
+    What was there is backed up first, to `backups/` in the data folder. A running engine sees the new content
+    with its next message. Raises StoreError, and then nothing has changed.
+    """
+    if not source.is_file():
+        raise StoreError(f"{source} does not exist")
+    private_folder(data_dir)
+    private_file(data_dir / DATABASE)
+    with closing(connect(source, readonly=True)) as backup_file, closing(connect(data_dir / DATABASE)) as live:
+        expected = inspect(backup_file)
+        if version_of(live):
+            snapshot(live, data_dir / "backups" / f"before-restore-{stamp()}.db")
+        copy(backup_file, live)
+        verify(live, expected)
+    return {"path": str(data_dir / DATABASE), "bytes": (data_dir / DATABASE).stat().st_size, "rows": expected}
+
+
+def snapshot(connection: apsw.Connection, target: Path) -> dict[str, object]:
+    """Write a verified copy of an open database to `target`; return path, bytes, rows per table."""
+    private_folder(target.parent)
+    draft = target.with_name(target.name + ".part")
+    draft.unlink(missing_ok=True)
+    private_file(draft)
+    try:
+        with closing(apsw.Connection(os.fspath(draft))) as copied:
+            with connection:  # a read transaction: the rows counted are those of the snapshot copied
+                rows = counts(connection)
+                copy(connection, copied)
+            copied.pragma("journal_mode", "delete")  # one file, no -wal beside it
+            verify(copied, rows)
+        size = settle(draft, target)
+    except apsw.Error as error:
+        raise translate(error, os.fspath(target)) from error
+    finally:
+        draft.unlink(missing_ok=True)
+    return {"path": str(target), "bytes": size, "rows": rows}
+
+
+def copy(source: apsw.Connection, target: apsw.Connection) -> None:
+    try:
+        with target.backup("main", source, "main") as pages:
+            pages.step(-1)
+    except apsw.Error as error:
+        raise translate(error, target.filename) from error
+
+
+def counts(connection: apsw.Connection) -> dict[str, int]:
+    return {table: connection.execute(f"SELECT count(*) FROM {table}").get for table in USER_TABLES}  # noqa: S608
+
+
+def inspect(connection: apsw.Connection) -> dict[str, int]:
+    """Return the rows per table of a sound backup of ours; raises StoreCorrupt for anything else."""
+    if not version_of(connection):
+        raise StoreCorrupt(f"{connection.filename} is empty; it is not a backup")
+    try:
+        rows = counts(connection)
+    except apsw.Error as error:
+        raise translate(error, connection.filename) from error
+    verify(connection, rows)
+    return rows
+
+
+def verify(connection: apsw.Connection, rows: Mapping[str, int]) -> None:
+    try:
+        found = connection.pragma("integrity_check")
+        copied = counts(connection)
+    except apsw.Error as error:
+        raise translate(error, connection.filename) from error
+    if found != "ok":
+        raise StoreCorrupt(f"{connection.filename} is damaged: {found:.200}")
+    if copied != rows:
+        raise StoreCorrupt(f"{connection.filename} holds {copied} rows instead of {rows}")
+
+
+def settle(draft: Path, target: Path) -> int:
+    """Move `draft` to `target` so that either the old or the whole new file is there after a power cut."""
+    try:
+        with open(draft, "rb") as file:
+            os.fsync(file.fileno())
+        size = draft.stat().st_size
+        draft.replace(target)
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise StoreReadOnly(f"{target} cannot be written: {error.strerror}") from None
+    return size
+
+
+def stamp() -> str:
+    return time.strftime("%Y%m%d-%H%M%S") + f"-{time.time_ns() % 1_000_000_000:09d}"

@@ -1,0 +1,97 @@
+"""The tables, their version, and the way forward from every older version.
+
+A user's rows lie side by side: each table is clustered by the user, so that one person's data is one range of the
+file, read at one go and deleted at one go.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..errors import SchemaTooNew, StoreCorrupt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import apsw
+
+__all__ = ["APPLICATION_ID", "USER_TABLES", "VERSION", "migrate", "next_memory_id", "version_of"]
+
+APPLICATION_ID = 0x57464153  # "WFAS": tells our files from other people's databases
+
+MIGRATIONS = (
+    """
+    CREATE TABLE journal (
+        id INTEGER PRIMARY KEY,
+        platform TEXT NOT NULL, channel TEXT NOT NULL, user TEXT NOT NULL, message_id TEXT NOT NULL,
+        state INTEGER NOT NULL DEFAULT 0,
+        accepted_at REAL NOT NULL,
+        message BLOB NOT NULL,
+        reply BLOB,
+        UNIQUE (platform, channel, message_id, user)
+    );
+    CREATE INDEX journal_open ON journal (id) WHERE state < 2;
+    CREATE INDEX journal_user ON journal (user);
+    CREATE TABLE conversation (
+        user TEXT NOT NULL, platform TEXT NOT NULL, channel TEXT NOT NULL, scope TEXT NOT NULL,
+        turn INTEGER NOT NULL,
+        at REAL NOT NULL, text TEXT NOT NULL, reply TEXT NOT NULL,
+        PRIMARY KEY (user, platform, channel, scope, turn)
+    ) WITHOUT ROWID;
+    CREATE TABLE embedder (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, dimension INTEGER NOT NULL);
+    CREATE TABLE memory (
+        user TEXT NOT NULL, id INTEGER NOT NULL,
+        scope TEXT NOT NULL, text TEXT NOT NULL, at REAL NOT NULL,
+        speaker TEXT, session TEXT, metadata BLOB, source TEXT,
+        embedder INTEGER NOT NULL, vector BLOB NOT NULL, scale REAL NOT NULL,
+        PRIMARY KEY (user, id)
+    ) WITHOUT ROWID;
+    CREATE UNIQUE INDEX memory_source ON memory (user, source) WHERE source IS NOT NULL;
+    CREATE TABLE memory_counter (user TEXT PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID;
+    """,
+)
+VERSION = len(MIGRATIONS)
+
+USER_TABLES = ("memory", "memory_counter", "conversation", "journal")
+"""Every table that holds a person's rows, each with a column `user`."""
+
+
+def version_of(connection: apsw.Connection) -> int:
+    """Return the schema version of a database, 0 for an empty one.
+
+    Raises SchemaTooNew for one that a newer whisper-fast wrote, StoreCorrupt for somebody else's database.
+    """
+    version = int(connection.pragma("user_version"))
+    owner = int(connection.pragma("application_id"))
+    tables = connection.execute("SELECT count(*) FROM sqlite_schema").get
+    if owner != APPLICATION_ID and (tables or version):
+        raise StoreCorrupt(f"{connection.filename} is not a whisper-fast database; choose another data folder")
+    if version > VERSION:
+        raise SchemaTooNew(
+            f"{connection.filename} has schema {version}, this whisper-fast knows {VERSION}; install the newer one"
+        )
+    return version
+
+
+def migrate(connection: apsw.Connection, before: Callable[[int], None]) -> None:
+    """Bring a database to `VERSION` in one transaction.
+
+    `before(version)` is called first if there is data of an older version: it makes and verifies the backup.
+    """
+    version = version_of(connection)
+    if version == VERSION:
+        return
+    if version:
+        before(version)
+    with connection:
+        for script in MIGRATIONS[version:]:
+            connection.execute(script)
+        connection.pragma("application_id", APPLICATION_ID)
+        connection.pragma("user_version", VERSION)
+
+
+def next_memory_id(connection: apsw.Connection, user: str) -> int:
+    """Return a memory id that was never used for `user`; call it inside a write job."""
+    sql = """INSERT INTO memory_counter (user, last) VALUES (?, 1)
+             ON CONFLICT (user) DO UPDATE SET last = last + 1 RETURNING last"""
+    return int(connection.execute(sql, (user,)).get)
