@@ -1,0 +1,129 @@
+"""The journal: what was accepted, what was answered, what is done; on the disk before anybody is told.
+
+A message goes through three durable states. `ACCEPTED`: it will be answered. `ANSWERED`: its reply is recorded, and
+only then sent. `DONE`: conversation and memories are stored, in the same transaction that says so. After a crash the
+engine goes on from the last state that reached the disk; a message delivered again finds its entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from time import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from .message import Message, Reply
+from .store.files import DATABASE, connect
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import apsw
+
+    from .store.sqlite import Database
+
+__all__ = ["Entry", "Journal", "audit"]
+
+ACCEPTED, ANSWERED, DONE = 0, 1, 2
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One message's line in the journal; `reply` is there once it is recorded."""
+
+    id: int
+    state: int
+    message: Message
+    reply: Reply | None = None
+    known: bool = False
+
+
+encode = msgspec.json.encode
+as_message = msgspec.json.Decoder(Message).decode
+as_reply = msgspec.json.Decoder(Reply).decode
+
+
+class Journal:
+    """The journal of one data folder, written through the database's group commits."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def accept(self, message: Message) -> Entry:
+        """Store a message before anything is done for it; on the disk when this returns.
+
+        A message delivered again (same platform, channel, user and id) returns its entry, `known` is then True and
+        the text that came first stands. Raises StoreError.
+        """
+        return await self._database.write(lambda connection: insert(connection, message))
+
+    async def record(self, entry: Entry, reply: Reply) -> None:
+        """Store the reply of an entry before it is sent; on the disk when this returns. Raises StoreError."""
+        body = encode(reply)
+
+        def job(connection: apsw.Connection) -> None:
+            sql = "UPDATE journal SET state = ?, reply = ? WHERE id = ? AND state = ?"
+            connection.execute(sql, (ANSWERED, body, entry.id, ACCEPTED))
+
+        await self._database.write(job)
+
+    async def complete(self, entry: Entry, *stores: Callable[[apsw.Connection], Any]) -> None:
+        """Run `stores` (conversation, memories) and mark the entry done, all in one transaction. Raises StoreError.
+
+        An entry that is gone (its user was forgotten meanwhile) stores nothing.
+        """
+
+        def job(connection: apsw.Connection) -> bool:
+            sql = "UPDATE journal SET state = ? WHERE id = ? AND state = ? RETURNING id"
+            if connection.execute(sql, (DONE, entry.id, ANSWERED)).get is None:
+                return False
+            for store in stores:
+                store(connection)
+            return True
+
+        await self._database.write(job)
+
+    async def unfinished(self) -> list[Entry]:
+        """Return what a stop or a crash left undone, in the order of arrival."""
+        return await self._database.read(unfinished)
+
+
+def insert(connection: apsw.Connection, message: Message) -> Entry:
+    key = (message.platform, message.channel, message.id, message.user)
+    sql = """INSERT INTO journal (platform, channel, message_id, user, accepted_at, message)
+             VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING id"""
+    row = connection.execute(sql, (*key, time(), encode(message))).get
+    if row is not None:
+        return Entry(row, ACCEPTED, message)
+    sql = """SELECT id, state, message, reply FROM journal
+             WHERE platform = ? AND channel = ? AND message_id = ? AND user = ?"""
+    return entry(*connection.execute(sql, key).get)
+
+
+def entry(row: int, state: int, message: bytes, reply: bytes | None) -> Entry:
+    return Entry(row, state, as_message(message), None if reply is None else as_reply(reply), known=True)
+
+
+def unfinished(connection: apsw.Connection) -> list[Entry]:
+    sql = "SELECT id, state, message, reply FROM journal WHERE state < 2 ORDER BY id"
+    return [entry(*row) for row in connection.execute(sql)]
+
+
+def audit(data_dir: Path) -> dict[str, int]:
+    """Count a data folder's journal: accepted, answered, done, open, and turns stored more than once.
+
+    Reads the file alone, so it also works beside a running engine or after its death. Raises StoreError.
+    """
+    sql = """SELECT count(*), count(*) FILTER (WHERE state >= 1), count(*) FILTER (WHERE state = 2),
+                    count(*) FILTER (WHERE state < 2) FROM journal"""
+    twice = """SELECT count(*) - count(DISTINCT turn) FROM conversation"""
+    with closing(connect(data_dir / DATABASE)) as connection:
+        accepted, answered, done, open_ = connection.execute(sql).get
+        return {
+            "accepted": accepted,
+            "answered": answered,
+            "done": done,
+            "open": open_,
+            "duplicated": connection.execute(twice).get,
+        }

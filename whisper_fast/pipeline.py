@@ -1,0 +1,220 @@
+"""All components of one turn, together: each starts as soon as what it needs is there.
+
+A component that finishes without suspending costs no task; a late one is cancelled at its deadline and its fallback
+stands in; the turn goes on with what there is and names what is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from graphlib import CycleError, TopologicalSorter
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from .eager import Eager
+from .errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from .components import Component
+    from .executor import Executor
+    from .message import Turn
+
+__all__ = ["Pipeline"]
+
+log = logging.getLogger(__name__)
+
+STRAGGLER_SECONDS = 5.0  # how long close() waits for a component that ignores its cancellation
+
+
+class Pipeline:
+    """Runs the components of a turn; `parallel()` false runs the same ones in sequence, with the same answers."""
+
+    def __init__(self, executor: Executor, *, parallel: Callable[[], bool]) -> None:
+        self._executor = executor
+        self._parallel = parallel
+        self._components: dict[str, Component] = {}
+        self._independent: tuple[Component, ...] = ()
+        self._dependents: dict[str, tuple[Component, ...]] = {}
+        self._eager = Eager()
+        self._stragglers: set[asyncio.Task[Any]] = set()
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """All components, each behind those that it needs."""
+        return tuple(self._components.values())
+
+    def add(self, component: Component) -> None:
+        """Add a component, or replace the one of that name. Raises SettingsError if it needs one that is not there."""
+        components = {**self._components, component.name: component}
+        if missing := sorted(set(component.needs) - components.keys()):
+            raise SettingsError(f"component {component.name} needs {missing}; there are {sorted(self._components)}")
+        try:
+            order = TopologicalSorter({c.name: c.needs for c in components.values()}).static_order()
+            self._components = {name: components[name] for name in order}
+        except CycleError as error:
+            raise SettingsError(f"component {component.name} needs itself: {' -> '.join(error.args[1])}") from None
+        every = self._components.values()
+        self._independent = tuple(c for c in every if not c.needs)
+        self._dependents = {name: tuple(c for c in every if name in c.needs) for name in self._components}
+
+    async def run(self, turn: Turn) -> None:
+        """Fill `turn.values`, `turn.partial` and `turn.timings`; never raises for a component's sake."""
+        if self._parallel():
+            fan = Fan(self, turn)
+            fan.start(self._independent)
+            if fan.running:
+                await fan.rest()
+        else:
+            for component in self._components.values():
+                await self._alone(component, turn)
+
+    async def close(self) -> None:
+        """End what is left of components that ignored their deadline."""
+        await self._eager.close()
+        for task in self._stragglers:
+            task.cancel()
+        if self._stragglers:
+            _, deaf = await asyncio.wait(self._stragglers, timeout=STRAGGLER_SECONDS)
+            for task in deaf:
+                log.error("component task %s does not end, even cancelled", task.get_name())
+
+    async def _alone(self, component: Component, turn: Turn) -> None:
+        began = perf_counter()
+        try:
+            async with asyncio.timeout(component.deadline):
+                value = await self._call(component, turn)
+        except Exception as error:  # a component is somebody else's code: its failure is named, the turn goes on
+            self._fail(component, turn, began, error)
+        else:
+            self._keep(component, turn, began, value)
+
+    def _call(self, component: Component, turn: Turn) -> Coroutine[Any, Any, Any]:
+        if component.asynchronous:
+            return component.fn(turn)  # type: ignore[no-any-return]
+        return self._blocking(component, turn)
+
+    async def _blocking(self, component: Component, turn: Turn) -> Any:
+        value = await self._executor.run(component.fn, turn, kind=component.kind)
+        return await value if inspect.isawaitable(value) else value
+
+    def _keep(self, component: Component, turn: Turn, began: float, value: Any) -> None:
+        if component.check is not None:
+            try:
+                value = component.check(value)
+            except (TypeError, ValueError) as error:
+                self._fail(component, turn, began, error)
+                return
+        turn.values[component.name] = value
+        turn.timings[component.name] = perf_counter() - began
+
+    def _fail(self, component: Component, turn: Turn, began: float, error: BaseException | None) -> None:
+        turn.values[component.name] = component.fallback
+        turn.partial.append(component.name)
+        turn.timings[component.name] = perf_counter() - began
+        late = error is None or isinstance(error, TimeoutError)
+        why = f"not done after {component.deadline} s" if late else f"{type(error).__name__}: {error}"
+        log.warning("message %s: component %s is missing: %s", turn.message.id, component.name, why)
+
+    def _abandon(self, task: asyncio.Task[Any]) -> None:
+        """Cancel a task and keep it until it has ended, without waiting for it."""
+        task.cancel()
+        self._stragglers.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._stragglers.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: what a component says after its deadline no longer matters
+
+
+class Fan:
+    """The running components of one turn, and the one timer that watches their deadlines."""
+
+    __slots__ = ("done", "pipeline", "running", "timer", "turn")
+
+    def __init__(self, pipeline: Pipeline, turn: Turn) -> None:
+        self.pipeline = pipeline
+        self.turn = turn
+        self.running: dict[asyncio.Task[Any], tuple[Component, float]] = {}
+        self.done: asyncio.Future[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    def start(self, components: Sequence[Component]) -> None:
+        """Run the first step of each component, and of those that needed what is then there."""
+        pipeline, turn = self.pipeline, self.turn
+        for component in components:
+            began = perf_counter()
+            try:
+                value, task = pipeline._eager.start(pipeline._call(component, turn), component.name)
+            except Exception as error:  # a component is somebody else's code: its failure is named, the turn goes on
+                pipeline._fail(component, turn, began, error)
+            else:
+                if task is not None:
+                    self.running[task] = component, began
+                    continue
+                pipeline._keep(component, turn, began, value)
+            self.follow(component)
+
+    def follow(self, component: Component) -> None:
+        values = self.turn.values
+        for dependent in self.pipeline._dependents[component.name]:
+            if all(need in values for need in dependent.needs):
+                self.start((dependent,))
+
+    async def rest(self) -> None:
+        """Wait until every component has finished or is past its deadline."""
+        loop = asyncio.get_running_loop()
+        self.done = loop.create_future()
+        for task in self.running:
+            task.add_done_callback(self.finished)
+        self.watch()
+        try:
+            await self.done
+        finally:
+            if self.timer is not None:
+                self.timer.cancel()
+            for task in self.running:  # only when the turn itself was cancelled
+                task.remove_done_callback(self.finished)
+                self.pipeline._abandon(task)
+
+    def finished(self, task: asyncio.Task[Any]) -> None:
+        component, began = self.running.pop(task)
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is None:
+            self.pipeline._keep(component, self.turn, began, task.result())
+        else:
+            self.pipeline._fail(component, self.turn, began, error)
+        self.go_on(component)
+
+    def go_on(self, component: Component) -> None:
+        before = set(self.running)
+        self.follow(component)
+        for task in self.running.keys() - before:
+            task.add_done_callback(self.finished)
+        if self.running:
+            self.watch()
+        elif self.done is not None and not self.done.done():
+            self.done.set_result(None)
+
+    def watch(self) -> None:
+        """Set the timer to the earliest deadline."""
+        if self.timer is not None:
+            self.timer.cancel()
+        wait = min(component.deadline + began for component, began in self.running.values()) - perf_counter()
+        self.timer = asyncio.get_running_loop().call_later(max(0.0, wait), self.expire)
+
+    def expire(self) -> None:
+        now = perf_counter()
+        late = [(task, c, began) for task, (c, began) in self.running.items() if c.deadline + began <= now]
+        for task, component, began in late:
+            del self.running[task]
+            task.remove_done_callback(self.finished)
+            self.pipeline._abandon(task)
+            self.pipeline._fail(component, self.turn, began, None)
+            self.go_on(component)
+        if self.running and not late:
+            self.watch()
