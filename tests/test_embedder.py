@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from whisper_fast._embed import TokenSums
 from whisper_fast.errors import StoreCorrupt
 from whisper_fast.models import wordpiece
 from whisper_fast.models.embedder import Embedder, StaticEmbedder
@@ -120,6 +121,45 @@ def test_word_vectors_are_plain_sums(embedder, table):
     assert np.array_equal(rows[0], table.scale[dog] * table.row[dog])
     assert np.array_equal(rows[1], table.scale[cats] * table.row[cats])
     assert not rows[2].any()
+
+
+@given(st.data())
+def test_sums_are_those_of_numpy(data):
+    n, d = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 70))
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    rows = random.integers(-127, 128, (n, d), np.int8)
+    factors = random.integers(-8, 9, n).astype(np.float32) / 8  # so that no sum is rounded
+    texts = data.draw(st.lists(st.lists(st.integers(0, n - 1), max_size=2000), max_size=5))
+    out = np.full((len(texts), d), np.nan, np.float32)
+    TokenSums(rows, factors).sum_into(out, texts)
+    for row, ids in zip(out, texts, strict=True):
+        expected = np.zeros(d, np.float32)
+        for i in ids:
+            expected += factors[i] * rows[i].astype(np.float32)
+        np.testing.assert_array_equal(row, expected)
+
+
+@pytest.mark.parametrize(
+    ("error", "out", "texts"),
+    [
+        (IndexError, (1, 3), [[2]]),
+        (IndexError, (1, 3), [[-1]]),
+        (ValueError, (2, 3), [[0]]),
+        (ValueError, (1, 4), [[0]]),
+        (TypeError, (1, 3), ["ab"]),
+        (TypeError, (1, 3), [["a"]]),
+        (OverflowError, (1, 3), [[1 << 40]]),
+    ],
+)
+def test_sums_refuse_what_is_not_there(error, out, texts):
+    sums = TokenSums(np.ones((2, 3), np.int8), np.ones(2, np.float32))
+    with pytest.raises(error):
+        sums.sum_into(np.zeros(out, np.float32), texts)
+
+
+def test_sums_refuse_factors_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"3 factors do not fit rows of shape \(2, 3\)"):
+        TokenSums(np.ones((2, 3), np.int8), np.ones(3, np.float32))
 
 
 def test_threads_get_the_same_rows(table):

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from .._embed import TokenSums
 from .table import TokenTable
 from .wordpiece import WordPiece
 
@@ -44,18 +45,17 @@ class StaticEmbedder:
 
     def __init__(self, table: TokenTable | None = None) -> None:
         table = table or TokenTable.shipped()
-        self._row = table.row
-        self._scale = table.scale
-        self._factor = table.scale * table.weight
+        self._weighted = TokenSums(table.row, table.scale * table.weight)
+        self._plain = TokenSums(table.row, table.scale)
         self._tokens = WordPiece(table.vocabulary, table.vocabulary.index("[UNK]"))
         self.dimension: int = table.row.shape[1]
         self.name: str = f"minilm-l6-static-{self.dimension}-{table.checksum[:8]}"
 
     def embed(self, texts: Sequence[str], /) -> Floats:
         """Return unit rows, float32 [len(texts), dimension]; a text without a known token has a zero row."""
-        rows = self._sums([text[:MAX_CHARACTERS] for text in texts], self._factor)
-        length = np.sqrt(np.einsum("ij,ij->i", rows, rows))
-        rows /= np.where(length > 0, length, 1)[:, None]
+        rows = np.empty((len(texts), self.dimension), np.float32)
+        tokens = self._tokens
+        self._weighted.sum_into(rows, [tokens.ids(text[:MAX_CHARACTERS]) for text in texts], unit=True)
         return rows
 
     def word_vectors(self, words: Sequence[str], /) -> Floats:
@@ -63,16 +63,6 @@ class StaticEmbedder:
 
         For callers that weigh words by counts of their own. A word that is not known has a zero row.
         """
-        return self._sums(words, self._scale)
-
-    def _sums(self, texts: Sequence[str], factor: Floats) -> Floats:
-        pieces = [self._tokens.ids(text) for text in texts]
-        sums = np.zeros((len(texts), self.dimension), np.float32)
-        filled = [i for i, ids in enumerate(pieces) if ids]
-        if not filled:
-            return sums
-        flat = np.array([i for ids in pieces for i in ids], np.intp)
-        starts = np.cumsum([0, *(len(pieces[i]) for i in filled[:-1])])
-        rows = self._row[flat] * factor[flat, None]
-        sums[filled] = np.add.reduceat(rows, starts, axis=0)
-        return sums
+        rows = np.empty((len(words), self.dimension), np.float32)
+        self._plain.sum_into(rows, [self._tokens.ids(word) for word in words])
+        return rows

@@ -12,7 +12,7 @@ import hashlib
 import struct
 import zlib
 from dataclasses import dataclass
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ class TokenTable:
     @classmethod
     def shipped(cls) -> TokenTable:
         """Load the table that comes with the package; raises StoreCorrupt if it is not what was shipped."""
-        path = files(__package__) / "data" / FILE
+        path = Path(__file__).parent / "data" / FILE
         try:
             return cls.parse(path.read_bytes(), str(path))
         except FileNotFoundError:
