@@ -6,6 +6,9 @@
     ├── Overloaded                          a bounded queue is full: come back in `retry_after` seconds
     ├── DeadlineExceeded (TimeoutError)     the time given for something is used up
     ├── Closed                              the part was asked after it had been closed
+    ├── LoadCycle (RuntimeError)            the loaders of a cache wait for each other
+    ├── BatchMismatch (ValueError)          a batch function returned something other than one result an item
+    ├── WorkerDied                          a worker process ended while it had work
     ├── StoreError                          the truth on disk could not be read or written
     │   ├── StoreFull                       no space left
     │   ├── StoreReadOnly                   the data folder or file cannot be written
@@ -24,7 +27,10 @@ Whether the same call may be tried again is the attribute `retriable`, never som
 
 from __future__ import annotations
 
+from copy import copy
+
 __all__ = [
+    "BatchMismatch",
     "Closed",
     "DeadlineExceeded",
     "InvalidMessage",
@@ -34,6 +40,7 @@ __all__ = [
     "LLMRejected",
     "LLMTimeout",
     "LLMUnavailable",
+    "LoadCycle",
     "Overloaded",
     "SchemaTooNew",
     "SettingsError",
@@ -43,6 +50,8 @@ __all__ = [
     "StoreLocked",
     "StoreReadOnly",
     "WhisperFastError",
+    "WorkerDied",
+    "own_copy",
 ]
 
 
@@ -87,6 +96,18 @@ class DeadlineExceeded(WhisperFastError, TimeoutError):
 
 class Closed(WhisperFastError):
     """The part was asked to work after it had been closed."""
+
+
+class LoadCycle(WhisperFastError, RuntimeError):
+    """A cache's loader asked for a value whose loading waits for that loader: it would wait for ever."""
+
+
+class BatchMismatch(WhisperFastError, ValueError):
+    """A batch function must return a sequence with one result for each item, in their order."""
+
+
+class WorkerDied(WhisperFastError):
+    """A worker process ended while it had work; not retriable, for the work may be what killed it."""
 
 
 class StoreError(WhisperFastError):
@@ -155,3 +176,27 @@ class LLMProtocolError(LLMError):
     """What the endpoint answered is not the OpenAI protocol."""
 
     retriable = True
+
+
+def own_copy(error: BaseException) -> BaseException:
+    """Return an equal error with the same traceback so far: each waiter of a shared failure raises its own.
+
+    A future refuses to carry StopIteration; it becomes a RuntimeError, as it does in a coroutine.
+    """
+    if isinstance(error, StopIteration):
+        twin: BaseException = RuntimeError(f"raised StopIteration({error.value!r:.100})")
+    else:
+        twin = _twin(error)
+    twin.__cause__, twin.__suppress_context__ = error.__cause__, error.__suppress_context__
+    return twin.with_traceback(error.__traceback__)
+
+
+def _twin(error: BaseException) -> BaseException:
+    try:
+        twin = copy(error)
+    except Exception:  # noqa: BLE001 - the constructor of a foreign class may want other arguments, and raise anything
+        twin = error
+    if twin is error or type(twin) is not type(error):
+        twin = type(error).__new__(type(error), *error.args)
+        twin.__dict__.update(error.__dict__)
+    return twin

@@ -1,0 +1,231 @@
+"""A bounded cache: as fast as a dict to ask, weighed to the byte, and one load for all who miss the same key.
+
+The table, its eviction policy and the counters are compiled: see `pyx/_cache.pyx`. This module adds the loading.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from inspect import Parameter, isawaitable, signature
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from ._cache import Table
+from .errors import Closed, LoadCycle, own_copy
+
+__all__ = ["Cache", "CacheStats"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+MISSING: Final = object()
+POSITIONAL: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+
+
+class CacheStats(msgspec.Struct, frozen=True):
+    """What a cache has counted, and what it holds.
+
+    Always hits + misses = gets, and puts - evictions - expirations - removals = entries. A value that was replaced
+    counts as removed; `refused` were heavier than the whole cache; `loads` are calls of a loader.
+    """
+
+    hits: int
+    misses: int
+    puts: int
+    refused: int
+    evictions: int
+    expirations: int
+    removals: int
+    loads: int
+    load_failures: int
+    entries: int
+    weight: float
+    max_weight: float
+
+    @property
+    def gets(self) -> int:
+        """How often a value was asked for."""
+        return self.hits + self.misses
+
+
+class Cache(Table[K, V]):
+    """A map that holds at most `max_weight`, and lets go of what is asked for least (SIEVE).
+
+    weigher   called with a value, or with key and value if it needs two arguments; returns what it weighs (0 or
+              more, whole numbers add up exactly). Without one each entry weighs 1. Weights of 0 are not bounded.
+    ttl       seconds that an entry lives after it was put, on a clock that never jumps; checked when it is read
+    on_evict  called with key and value when the cache itself let an entry go (no room, or expired), after it has
+              gone; it may use the cache
+    clock     seconds as a float; for tests that must not wait
+
+    A put of something heavier than `max_weight` returns False and leaves nothing under its key. A value that changed
+    in place is weighed again by `reweigh`. Raises ValueError for a weight or ttl that is negative or NaN, TypeError
+    for an unhashable key. Safe under threads; `get_or_load` shares a load between the callers of one event loop.
+    """
+
+    __slots__ = ("_load_failures", "_loads")
+
+    def __init__(
+        self,
+        max_weight: float,
+        *,
+        weigher: Callable[..., float] | None = None,
+        ttl: float | None = None,
+        on_evict: Callable[[K, V], object] | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        pairwise = weigher is not None and needed(weigher) == 2
+        super().__init__(max_weight, weigher=weigher, pairwise=pairwise, ttl=ttl, on_evict=on_evict, clock=clock)
+        self._loads = 0
+        self._load_failures = 0
+
+    async def get_or_load(self, key: K, loader: Callable[..., Awaitable[V] | V]) -> V:
+        """Return the value under `key`; one that is missing is loaded once for all who ask, and stored.
+
+        `loader` is called with the key, or with nothing if it needs no argument; sync or async. Every caller may be
+        cancelled alone; the load is cancelled when its last caller has gone. What the loader raises each caller gets
+        as a copy of its own, and nothing is stored. A key that is put, popped or cleared during its load keeps that
+        change: the load still answers those who waited for it. Raises LoadCycle instead of waiting for itself.
+        """
+        found: Any = self.get(key, MISSING)
+        if found is not MISSING:
+            return found  # type: ignore[no-any-return]
+        flight: Flight | None = self._loading.get(key)
+        if flight is None or not flight.can_take(asyncio.get_running_loop()):
+            flight = self._loading[key] = Flight(self, key, loader)
+            flight.start()
+        value: V = await flight.join()
+        return value
+
+    def stats(self) -> CacheStats:
+        """Return the counters and what is held now."""
+        return CacheStats(
+            hits=self.hits,
+            misses=self.misses,
+            puts=self.puts,
+            refused=self.refused,
+            evictions=self.evictions,
+            expirations=self.expirations,
+            removals=self.removals,
+            loads=self._loads,
+            load_failures=self._load_failures,
+            entries=len(self),
+            weight=self.weight,
+            max_weight=self.max_weight,
+        )
+
+
+class Flight:
+    """One load of one key, owned by those who wait for it."""
+
+    __slots__ = ("_cache", "_key", "_loader", "_loop", "_needs", "_task", "_waiters")
+
+    def __init__(self, cache: Cache[Any, Any], key: Any, loader: Callable[..., Any]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._needs: list[Flight] = []  # what its loader waits for in turn
+        self._cache = cache
+        self._key = key
+        self._loader = loader
+        self._waiters: set[asyncio.Future[Any]] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin the load."""
+        self._cache._loads += 1
+        self._task = self._loop.create_task(self._run(), name="cache-load")
+
+    def can_take(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether a caller on `loop` may still join."""
+        return self._task is not None and self._loop is loop
+
+    async def join(self) -> Any:
+        """Wait for the value. Raises LoadCycle if it can only come after whoever asks now."""
+        within = LOADING.get()
+        if within is None:
+            return await self._wait()
+        if self.leads_to(within):
+            raise LoadCycle("a loader asked for a value that waits for this loader; load it from what it depends on")
+        within._needs.append(self)
+        try:
+            return await self._wait()
+        finally:
+            within._needs.remove(self)
+
+    def leads_to(self, other: Flight) -> bool:
+        """Whether this load waits for `other`, directly or through others."""
+        seen, left = {self}, [self]
+        while left:
+            flight = left.pop()
+            if flight is other:
+                return True
+            new = set(flight._needs) - seen
+            seen |= new
+            left += new
+        return False
+
+    async def _wait(self) -> Any:
+        waiter = self._loop.create_future()
+        self._waiters.add(waiter)
+        try:
+            return await waiter
+        finally:
+            self._waiters.discard(waiter)
+            if not self._waiters and self._task is not None:
+                self._task.cancel()
+                self._withdraw()
+
+    async def _run(self) -> None:
+        LOADING.set(self)
+        try:
+            self._land(await self._load())
+        except asyncio.CancelledError:
+            self._fail(Closed("the load was cancelled while it was waited for"))
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a loader raises is for its waiters
+            self._fail(error)
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    async def _load(self) -> Any:
+        value = self._loader() if needed(self._loader) == 0 else self._loader(self._key)
+        return await value if isawaitable(value) else value
+
+    def _land(self, value: Any) -> None:
+        if self._withdraw():
+            self._cache.put(self._key, value)
+        self._task = None
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(value)
+
+    def _fail(self, error: BaseException) -> None:
+        self._task = None
+        self._cache._load_failures += 1
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(own_copy(error))
+                waiter.exception()  # seen, even if its task is being cancelled at this moment
+        self._withdraw()
+
+    def _withdraw(self) -> bool:
+        """Stop taking further waiters; return whether the value may still be stored."""
+        mine = self._cache._loading.get(self._key) is self
+        if mine:
+            del self._cache._loading[self._key]
+        return mine
+
+
+LOADING: ContextVar[Flight | None] = ContextVar("LOADING", default=None)
+
+
+def needed(function: Callable[..., Any]) -> int | None:
+    """Return how many positional arguments `function` cannot do without; None if it does not say."""
+    try:
+        parameters = signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    return sum(p.kind in POSITIONAL and p.default is p.empty for p in parameters)
