@@ -1,0 +1,41 @@
+"""Every optimisation that can be switched off while the engine runs; a change counts from the next message on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .errors import SettingsError
+
+if TYPE_CHECKING:
+    from .settings import Settings
+
+__all__ = ["Flags"]
+
+
+class Flags:
+    """`parallel` runs components together, `batching` embeds for many users at once, `caching` keeps segments and
+    conversations in memory, `preload` follows `Engine.hint`. With all of them off the engine still answers.
+    """
+
+    __slots__ = ("batching", "caching", "parallel", "preload")
+
+    parallel: bool
+    batching: bool
+    caching: bool
+    preload: bool
+
+    def __init__(self, settings: Settings) -> None:
+        for name in self.__slots__:
+            setattr(self, name, getattr(settings, f"feature_{name}"))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Switch a flag. Raises SettingsError for an unknown one or a value that is not a bool."""
+        if name not in self.__slots__:
+            raise SettingsError(f"there is no flag {name!r}; there are {', '.join(self.__slots__)}")
+        if not isinstance(value, bool):
+            raise SettingsError(f"flag {name} is {value!r:.80}; True or False is allowed")
+        super().__setattr__(name, value)
+
+    def as_dict(self) -> dict[str, bool]:
+        """Return all flags with their present values."""
+        return {name: getattr(self, name) for name in self.__slots__}
