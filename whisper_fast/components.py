@@ -135,10 +135,10 @@ def conversation(conversations: Conversations, deadline: float) -> Component:
     return Component("conversation", recent, deadline=deadline, fallback=[])
 
 
-def persona(text: str) -> Component:
-    """Return the component `persona`: who the bot is."""
+def persona(text: str, *, always: bool) -> Component:
+    """Return the component `persona`: who the bot is; unless `always`, only where the request does not say so."""
 
-    async def describe(turn: Turn) -> str:  # noqa: RUF029 - never suspends: it costs no thread and no task
-        return text
+    async def describe(turn: Turn) -> str:  # async though it never suspends: it costs no thread and no task
+        return text if always or not turn.message.system else ""
 
     return Component("persona", describe, deadline=1.0, fallback="")

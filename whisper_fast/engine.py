@@ -10,12 +10,13 @@ import asyncio
 import logging
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from . import components
 from .batcher import MicroBatcher
 from .conversation import Conversations
-from .errors import DeadlineExceeded, StoreError, WhisperFastError
+from .errors import Closed, StoreError, WhisperFastError
 from .executor import Executor
 from .flags import Flags
 from .journal import Entry, Journal
@@ -31,6 +32,7 @@ from .pipeline import Pipeline
 from .prompt import compose
 from .settings import Settings
 from .store.backup import backup
+from .store.schema import forget_user
 from .store.sqlite import Database
 from .ticket import ReplyStream, Ticket
 
@@ -143,7 +145,7 @@ class Engine:
         except BaseException:
             place.leave()
             raise
-        turn.clock("journal", turn.started)
+        turn.lap("journal")
         return self._claim(entry, turn, place, streamed)
 
     def hint(self, user: str) -> None:
@@ -236,10 +238,12 @@ class Engine:
     async def _turn(self, entry: Entry, turn: Turn, ticket: Ticket) -> None:
         """Lead one accepted message from its lane to its memory."""
         try:
-            turn.clock("lane", turn.began())
+            turn.lap("lane")
             await self._pipeline.run(turn)
             turn.prompt = compose(turn, self.settings.context_tokens)
+            turn.lap("gather")
             completion = await self._ask(turn, ticket)
+            turn.lap("llm")
             reply = self._reply(turn, completion)
             await self._journal.record(entry, reply)
             ticket.deliver(reply)
@@ -248,30 +252,26 @@ class Engine:
         except Exception as error:  # the message stays open in the journal: asked again or restarted, it goes on
             self._failed(entry, ticket, error)
         except asyncio.CancelledError:
-            ticket.fail(DeadlineExceeded("the engine stopped first; the message is kept and answered after a start"))
+            ticket.fail(stopped())
             raise
         finally:
             del self._in_flight[entry.id]
 
     async def _ask(self, turn: Turn, ticket: Ticket) -> Completion:
         """Ask the model; pieces go to whoever streams."""
-        message, since = turn.message, turn.now()
-        timeout = self.settings.llm_request_timeout
+        message, timeout = turn.message, self.settings.llm_request_timeout
         options = {**message.parameters, "user": message.user, "priority": message.priority, "timeout": timeout}
         if ticket.streamed:
-            completion = await self._ask_in_pieces(turn, ticket, options)
-        else:
-            completion = await self.llm.chat(turn.prompt, **options)
-        turn.clock("llm", since)
-        return completion
+            return await self._ask_in_pieces(turn, ticket, options)
+        return await self.llm.chat(turn.prompt, **options)
 
     async def _ask_in_pieces(self, turn: Turn, ticket: Ticket, options: dict[str, Any]) -> Completion:
-        since, last, usage = turn.now(), "stop", Usage()
+        since, last, usage = perf_counter(), "stop", Usage()
         texts: list[str] = []
         calls: list[dict[str, Any]] = []
         async for piece in self.llm.stream(turn.prompt, **options):
             if not texts:
-                turn.clock("first_token", since)
+                turn.timings["first_token"] = perf_counter() - since
             texts.append(piece)
             calls.extend(piece.tool_calls)
             last, usage = piece.finish_reason or last, piece.usage or usage
@@ -279,7 +279,7 @@ class Engine:
         return Completion(text="".join(texts), finish_reason=last, tool_calls=tuple(calls), usage=usage)
 
     def _reply(self, turn: Turn, completion: Completion) -> Reply:
-        turn.clock("total", turn.started)
+        turn.timings["total"] = perf_counter() - turn.started
         self._counts["partial"] += bool(turn.partial)
         return Reply(
             id=turn.message.id,
@@ -312,7 +312,9 @@ class Engine:
     def _failed(self, entry: Entry, ticket: Ticket, error: Exception) -> None:
         self._counts["failed"] += 1
         ours = isinstance(error, WhisperFastError)
-        log.error("message %s: %s: %s", entry.message.id, type(error).__name__, error, exc_info=None if ours else error)
+        log.error(
+            "message %s: %s: %s", entry.message.id, type(error).__name__, error, exc_info=None if ours else error
+        )
         ticket.fail(error)
 
     async def _recover(self) -> None:
@@ -335,8 +337,8 @@ class Engine:
 
     async def _forget(self, user: str, done: asyncio.Future[None]) -> None:
         try:
+            await self._database.write(partial(forget_user, user=user))
             await self.memory.forget(user)
-            await self._database.write(partial(components.forget_user, user=user))
             self._conversations.forget(user)
         except Exception as error:  # handed to the caller of forget()
             done.set_exception(error)
@@ -358,12 +360,18 @@ class Engine:
         if not await self._lanes.drain(self.settings.drain_seconds):
             log.warning("%d messages are left open in the journal; the next start goes on", self._lanes.places)
         await self._lanes.abort()
+        for ticket in self._in_flight.values():
+            ticket.fail(stopped())
         for task in tuple(self._preloads):
             task.cancel()
         await asyncio.gather(*self._preloads, return_exceptions=True)
         await self._pipeline.close()
         await self._batcher.close()
         await self._executor.close()
+
+
+def stopped() -> Closed:
+    return Closed("the engine stopped first; the message is kept and is answered after the next start")
 
 
 def source(message: Message) -> str:

@@ -7,7 +7,6 @@ engine goes on from the last state that reached the disk; a message delivered ag
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing
 from time import time
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from .message import Message, Reply
 from .store.files import DATABASE, connect
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import apsw
@@ -68,10 +68,11 @@ class Journal:
 
         await self._database.write(job)
 
-    async def complete(self, entry: Entry, *stores: Callable[[apsw.Connection], Any]) -> None:
-        """Run `stores` (conversation, memories) and mark the entry done, all in one transaction. Raises StoreError.
+    async def complete(self, entry: Entry, *stores: Callable[[apsw.Connection], Any]) -> bool:
+        """Run `stores` (conversation, memories) and mark the entry done, all in one transaction.
 
-        An entry that is gone (its user was forgotten meanwhile) stores nothing.
+        Returns False, and stores nothing, for an entry that is done already or gone (its user was forgotten).
+        Raises StoreError.
         """
 
         def job(connection: apsw.Connection) -> bool:
@@ -82,7 +83,7 @@ class Journal:
                 store(connection)
             return True
 
-        await self._database.write(job)
+        return await self._database.write(job)
 
     async def unfinished(self) -> list[Entry]:
         """Return what a stop or a crash left undone, in the order of arrival."""

@@ -53,14 +53,14 @@ class Lanes:
         self._lanes: dict[str, deque[Place]] = {}
         self._empty = asyncio.Event()
         self._empty.set()
-        self._closed = False
+        self.closed = False
         self.places = 0
         self.bytes = 0
         self.shed = 0
 
     def enter(self, user: str, size: int) -> Place:
         """Take the next place of `user` for `size` bytes. Raises Overloaded when there is none, Closed after close."""
-        if self._closed:
+        if self.closed:
             raise Closed("the engine is stopping; send this again in a moment", retry_after=1.0)
         if self.places >= self._max_waiting or self.bytes + size > self._max_bytes:
             self.shed += 1
@@ -74,7 +74,7 @@ class Lanes:
 
     async def drain(self, seconds: float) -> bool:
         """Take nobody in any more and wait until every place is left; say whether that was so in time."""
-        self._closed = True
+        self.closed = True
         try:
             async with asyncio.timeout(seconds):
                 await self._empty.wait()
@@ -84,7 +84,7 @@ class Lanes:
 
     async def abort(self) -> None:
         """Cancel every running turn and wait for its end; what waits behind never starts."""
-        self._closed = True
+        self.closed = True
         tasks = [place.task for lane in self._lanes.values() for place in lane if place.task is not None]
         for lane in self._lanes.values():
             for place in lane:

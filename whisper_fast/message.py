@@ -9,7 +9,6 @@ from uuid import uuid4
 
 import msgspec
 
-from .deadline import NEVER, Deadline
 from .errors import InvalidMessage
 
 if TYPE_CHECKING:
@@ -185,12 +184,11 @@ class Turn:
     Components leave their values in `values` under their names, `partial` names those that were late or failed.
     """
 
-    __slots__ = ("deadline", "message", "partial", "prompt", "started", "timings", "values")
+    __slots__ = ("_lap", "message", "partial", "prompt", "started", "timings", "values")
 
-    def __init__(self, message: Message, deadline: Deadline = NEVER) -> None:
+    def __init__(self, message: Message) -> None:
         self.message = message
-        self.deadline = deadline
-        self.started = perf_counter()
+        self.started = self._lap = perf_counter()
         self.values: dict[str, Any] = {}
         self.partial: list[str] = []
         self.timings: dict[str, float] = {}
@@ -204,8 +202,8 @@ class Turn:
         """Return a component's value, or `default` where there is none."""
         return self.values.get(component, default)
 
-    def clock(self, name: str, since: float) -> float:
-        """Note the seconds since `since` (perf_counter) under `name`; return now."""
+    def lap(self, name: str) -> None:
+        """Note the seconds since the last lap, or since the start, under `name`."""
         now = perf_counter()
-        self.timings[name] = now - since
-        return now
+        self.timings[name] = now - self._lap
+        self._lap = now

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import apsw
 
-__all__ = ["APPLICATION_ID", "USER_TABLES", "VERSION", "migrate", "next_memory_id", "version_of"]
+__all__ = ["APPLICATION_ID", "USER_TABLES", "VERSION", "forget_user", "migrate", "next_memory_id", "version_of"]
 
 APPLICATION_ID = 0x57464153  # "WFAS": tells our files from other people's databases
 
@@ -88,6 +88,12 @@ def migrate(connection: apsw.Connection, before: Callable[[int], None]) -> None:
             connection.execute(script)
         connection.pragma("application_id", APPLICATION_ID)
         connection.pragma("user_version", VERSION)
+
+
+def forget_user(connection: apsw.Connection, user: str) -> None:
+    """Delete every row of `user`, in every table; call it inside a write job."""
+    for table in USER_TABLES:
+        connection.execute(f"DELETE FROM {table} WHERE user = ?", (user,))  # noqa: S608 - a name of ours
 
 
 def next_memory_id(connection: apsw.Connection, user: str) -> int:
