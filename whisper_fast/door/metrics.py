@@ -1,0 +1,122 @@
+"""`/metrics`: the engine's and the door's counters in Prometheus' text formats."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from prometheus_client.core import Metric
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+__all__ = ["Metered", "Requests", "exposition", "registry"]
+
+COUNTERS = {
+    "accepted": "Messages accepted: stored and to be answered.",
+    "answered": "Messages answered.",
+    "failed": "Messages whose answer failed.",
+    "duplicates": "Deliveries of a message that had been accepted before.",
+    "shed": "Messages refused because the engine was full.",
+}
+"""The entries of `Engine.stats()` that only ever grow; every other number in it is a gauge."""
+
+
+class Requests:
+    """What the door counts: requests and the seconds spent on them, by route, method and status."""
+
+    def __init__(self) -> None:
+        self.count: Counter[tuple[str, str, str]] = Counter()
+        self.seconds: defaultdict[tuple[str, str, str], float] = defaultdict(float)
+        self.in_flight = 0
+
+
+class Metered:
+    """ASGI middleware that counts requests; a path that is no route of ours counts as `other`."""
+
+    def __init__(self, app: ASGIApp, requests: Requests, paths: frozenset[str]) -> None:
+        self._app = app
+        self._requests = requests
+        self._paths = paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on and count what became of it."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        status = 500
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        begun = perf_counter()
+        self._requests.in_flight += 1
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            self._requests.in_flight -= 1
+            route = scope["path"] if scope["path"] in self._paths else "other"
+            method = scope["method"] if scope["method"] in {"GET", "POST", "HEAD"} else "other"
+            key = (route, method, str(status))
+            self._requests.count[key] += 1
+            self._requests.seconds[key] += perf_counter() - begun
+
+
+class Exporter(Collector):
+    """Reads all counters anew for each scrape; nothing is registered per user, so no label can name one."""
+
+    def __init__(self, stats: Callable[[], Mapping[str, Any]], requests: Requests) -> None:
+        self._stats = stats
+        self._requests = requests
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric family."""
+        for path, value in leaves(self._stats()):
+            if path in COUNTERS:
+                yield CounterMetricFamily(f"whisper_fast_{path}", COUNTERS[path], value)
+            else:
+                yield GaugeMetricFamily(f"whisper_fast_{path}", f"Engine.stats(): {path}.", value)
+        yield from self._door()
+
+    def _door(self) -> Iterator[Metric]:
+        labels = ["route", "method", "status"]
+        count = CounterMetricFamily("whisper_fast_http_requests", "HTTP requests answered.", labels=labels)
+        seconds = CounterMetricFamily("whisper_fast_http_request_seconds", "Seconds until answered.", labels=labels)
+        for key, number in tuple(self._requests.count.items()):
+            count.add_metric(key, number)
+            seconds.add_metric(key, self._requests.seconds[key])
+        yield count
+        yield seconds
+        yield GaugeMetricFamily("whisper_fast_http_in_flight", "HTTP requests under way.", self._requests.in_flight)
+
+
+def leaves(stats: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Yield every number in nested counters, its path joined by underscores."""
+    for name, value in stats.items():
+        path = prefix + "".join(c if c.isalnum() and c.isascii() else "_" for c in str(name))
+        if isinstance(value, (bool, int, float)):
+            yield path, float(value)
+        elif isinstance(value, dict):
+            yield from leaves(value, f"{path}_")
+
+
+def registry(stats: Callable[[], Mapping[str, Any]], requests: Requests) -> CollectorRegistry:
+    """Return what a scrape reads: the engine, the door and this process."""
+    made = CollectorRegistry(auto_describe=False)
+    made.register(Exporter(stats, requests))
+    ProcessCollector(registry=made)
+    return made
+
+
+def exposition(source: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+    """Return the text and its content type, in the format that `accept` prefers."""
+    encode, content_type = choose_encoder(accept)
+    return encode(source), content_type

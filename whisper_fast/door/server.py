@@ -1,0 +1,153 @@
+"""The server: opens the engine, listens, and stops in order."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+import threading
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from ..errors import SettingsError
+from .app import build
+from .auth import Keys, check_exposure
+from .guard import is_loopback
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from starlette.applications import Starlette
+
+    from ..settings import Settings
+
+__all__ = ["serve"]
+
+log = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+async def serve(
+    settings: Settings,
+    *,
+    llm: Any = None,
+    ready: Callable[[str], None] | None = None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Serve until SIGTERM, SIGINT or `stop`; `ready` is called with the address once requests are answered.
+
+    Stopping takes at most `settings.drain_seconds` for the answers under way, then as long again for the engine.
+    No new connection is taken meanwhile, and an answer that is not finished in time ends with an error event. A
+    second signal ends the process at once: what was accepted is on disk. Raises SettingsError when the address
+    cannot be used, or would stand open without API keys.
+    """
+    from ..engine import Engine
+
+    check_exposure(settings, Keys.of(settings), is_loopback(settings.host))
+    stop = stop or asyncio.Event()
+    with closing(listener(settings.host, settings.port)) as sock, stopped_by_signals(stop):
+        async with Engine.open(settings, llm=llm) as engine:
+            server = Server(build(engine, settings), stop, settings.drain_seconds)
+            if ready is not None:
+                server.announce = lambda: ready(address_of(sock))
+            try:
+                await server.serve(sockets=[sock])
+            except asyncio.CancelledError:
+                server.drain_seconds = 0
+                await server.shutdown([sock])
+                raise
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that stops when an event is set and gives the answers under way a last word."""
+
+    def __init__(self, app: Starlette, stop: asyncio.Event, drain_seconds: float) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+            )
+        )
+        self.announce: Callable[[], None] = lambda: None
+        self.drain_seconds = drain_seconds
+        self._answers = app.state.answers
+        self._stop = stop
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer, then announce it."""
+        await super().startup(sockets)
+        self.announce()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Return whether to stop."""
+        return self._stop.is_set() or await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the listener, wait for the answers, end those that take too long."""
+        last = asyncio.get_running_loop().call_later(self.drain_seconds, self._answers.end)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            last.cancel()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to `serve`, which holds them while the engine opens and drains as well."""
+        yield
+
+
+def listener(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on the address; raises SettingsError that names the setting at fault."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, *_, address = min(found, key=lambda info: info[0] != socket.AF_INET)
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            what = f"WHISPER_FAST_PORT is {port}: another program listens there; stop it or choose another port"
+        elif error.errno == errno.EACCES:
+            what = f"WHISPER_FAST_PORT is {port}: this user may not listen there; choose one above 1023"
+        else:
+            what = f"WHISPER_FAST_HOST is {host!r}: this machine cannot listen there ({error})"
+        raise SettingsError(what) from None
+
+
+def address_of(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextmanager
+def stopped_by_signals(stop: asyncio.Event) -> Iterator[None]:
+    """Set `stop` at the first SIGTERM or SIGINT and leave the second one to the system, which ends the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+
+    def first() -> None:
+        log.info("stopping; answers under way are finished first")
+        stop.set()
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        loop.add_signal_handler(number, first)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
