@@ -1,0 +1,218 @@
+"""Rows of int8 vectors of one user, and the exact questions that are asked of them."""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.math cimport INFINITY, isfinite, isnan
+from libc.stdint cimport int8_t, uint8_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memchr, memcpy, memset
+
+from vector cimport (
+    WF_ALIGNMENT,
+    WF_NO_ROW,
+    WF_REMOVED,
+    aligned_alloc,
+    wf_best,
+    wf_hit,
+    wf_pack,
+    wf_path,
+    wf_paths,
+    wf_question,
+    wf_recall,
+    wf_scan,
+    wf_table,
+    wf_table_bytes,
+    wf_table_grown,
+    wf_table_release,
+    wf_top_k,
+)
+
+__all__ = ["Rows", "paths", "simd"]
+
+cdef size_t DIMENSIONS = 65_536          # at most: 127 * 127 * 65,536 still fits the sum's 31 bits
+cdef size_t HELD_BYTES = 1 << 20         # a scan below this keeps the GIL: getting it back may take longer
+
+cdef const wf_path *PATHS
+cdef size_t PATH_COUNT = wf_paths(&PATHS)
+
+
+def paths():
+    return tuple([PATHS[i].name.decode() for i in range(PATH_COUNT)])
+
+
+def simd():
+    return PATHS[0].name.decode()
+
+
+cdef wf_scan scan_of(str path) except NULL:
+    if path is None:
+        return PATHS[0].scan
+    for i in range(PATH_COUNT):
+        if PATHS[i].name.decode() == path:
+            return PATHS[i].scan
+    raise ValueError(f"path is {path!r}; this machine runs {', '.join(paths())}")
+
+
+cdef list as_tuples(const wf_hit *hits, Py_ssize_t count):
+    return [(hits[i].row, hits[i].score) for i in range(count)]
+
+
+@cython.final
+cdef class Rows:
+    cdef wf_table *table
+    cdef size_t count
+    cdef size_t removed
+    cdef size_t stride
+    cdef readonly Py_ssize_t dimension
+
+    def __cinit__(self, Py_ssize_t dimension):
+        if not 1 <= dimension <= <Py_ssize_t>DIMENSIONS:
+            raise ValueError(f"dimension is {dimension}; it must be from 1 to {DIMENSIONS}")
+        self.dimension = dimension
+        self.stride = (dimension + WF_ALIGNMENT - 1) & ~(<size_t>WF_ALIGNMENT - 1)
+
+    def __dealloc__(self):
+        wf_table_release(self.table)
+
+    def __len__(self):
+        return self.count
+
+    @property
+    def live(self):
+        return self.count - self.removed
+
+    @property
+    def nbytes(self):
+        return sizeof(Rows) + (wf_table_bytes(self.table) if self.table else 0)
+
+    def append(self, const float[::1] vector, Py_ssize_t scope, double at, Py_ssize_t previous=-1):
+        self._check_dimension(vector)
+        cdef int8_t *row = self._reserve(scope, at, previous)
+        cdef float scale = wf_pack(&vector[0], self.dimension, row)
+        if scale < 0:
+            raise ValueError("the vector holds a value that is not finite")
+        return self._take(row, scale, scope, at, previous)
+
+    def append_packed(self, bytes row, float scale, Py_ssize_t scope, double at, Py_ssize_t previous=-1):
+        if PyBytes_GET_SIZE(row) != self.dimension:
+            raise ValueError(f"the packed row has {len(row)} bytes; these rows have {self.dimension}")
+        if memchr(PyBytes_AS_STRING(row), 0x80, self.dimension) or not isfinite(scale) or scale < 0:
+            raise ValueError("not a packed row: a value is -128, or the scale is not finite and positive")
+        cdef int8_t *to = self._reserve(scope, at, previous)
+        memcpy(to, PyBytes_AS_STRING(row), self.dimension)
+        return self._take(to, scale, scope, at, previous)
+
+    def packed(self, Py_ssize_t row):
+        self._check_row(row)
+        cdef char *start = <char *>self.table.packed + row * self.stride
+        return PyBytes_FromStringAndSize(start, self.dimension), self.table.scale[row]
+
+    def remove(self, Py_ssize_t row):
+        self._check_row(row)
+        if self.table.scope[row] != WF_REMOVED:
+            self.table.scope[row] = WF_REMOVED
+            self.removed += 1
+
+    def top_k(self, const float[::1] query, Py_ssize_t k, *, bytes allowed=None,
+              double since=-INFINITY, double until=INFINITY, str path=None):
+        return self._ask(query, None, k, allowed, since, until, 0.0, path, False)
+
+    def recall(self, const float[::1] query, const float[::1] lexical, Py_ssize_t k, *, bytes allowed=None,
+               double since=-INFINITY, double until=INFINITY, float dense_weight=0.7, str path=None):
+        return self._ask(query, lexical, k, allowed, since, until, dense_weight, path, True)
+
+    cdef list _ask(self, const float[::1] query, const float[::1] lexical, Py_ssize_t k, bytes allowed,
+                   double since, double until, float dense_weight, str path, bint fused):
+        cdef wf_question question
+        cdef size_t count = self.count
+        cdef int8_t *packed = NULL
+        if k < 0:
+            raise ValueError(f"k is {k}; it must not be negative")
+        memset(&question, 0, sizeof(question))
+        question.scan = scan_of(path)
+        question.since, question.until, question.dense_weight = since, until, dense_weight
+        if allowed is not None:
+            question.allowed = <const uint8_t *>PyBytes_AS_STRING(allowed)
+            question.scopes = PyBytes_GET_SIZE(allowed)
+        if lexical is not None:
+            count = min(count, <size_t>lexical.shape[0])
+            if count:
+                question.lexical = &lexical[0]
+        if query is not None:
+            self._check_dimension(query)
+            packed = <int8_t *>aligned_alloc(WF_ALIGNMENT, self.stride)
+            if packed == NULL:
+                raise MemoryError
+        try:
+            if query is not None:
+                memset(packed, 0, self.stride)
+                question.query = packed
+                question.query_scale = wf_pack(&query[0], self.dimension, packed)
+                if question.query_scale < 0:
+                    raise ValueError("the query holds a value that is not finite")
+            return self._best(&question, count, min(<size_t>k, count), fused)
+        finally:
+            free(packed)
+
+    cdef list _best(self, const wf_question *question, size_t count, size_t k, bint fused):
+        cdef wf_best best = wf_recall if fused else wf_top_k
+        cdef Py_ssize_t found = 0
+        cdef wf_table *table = self.table
+        if k == 0:
+            return []
+        cdef wf_hit *hits = <wf_hit *>malloc(k * sizeof(wf_hit))
+        if hits == NULL:
+            raise MemoryError
+        table.references += 1
+        try:
+            if count * self.stride <= HELD_BYTES:
+                found = best(table, count, question, k, hits)
+            else:
+                with nogil:
+                    found = best(table, count, question, k, hits)
+            if found < 0:
+                raise MemoryError
+            return as_tuples(hits, found)
+        finally:
+            wf_table_release(table)
+            free(hits)
+
+    cdef int8_t *_reserve(self, Py_ssize_t scope, double at, Py_ssize_t previous) except NULL:
+        if not 0 <= scope < WF_REMOVED:
+            raise ValueError(f"scope is {scope}; it must be from 0 to {WF_REMOVED - 1}")
+        if isnan(at):
+            raise ValueError("at is not a number")
+        if not -1 <= previous < <Py_ssize_t>self.count:
+            raise ValueError(f"previous is {previous}; it must be a row before {self.count}, or -1")
+        if self.table == NULL or self.count == self.table.capacity:
+            self._grow()
+        cdef int8_t *row = self.table.packed + self.count * self.stride
+        memset(row + self.dimension, 0, self.stride - self.dimension)
+        return row
+
+    cdef int _grow(self) except -1:
+        cdef wf_table *larger = wf_table_grown(self.table, self.count, self.count + self.count // 2 + 1, self.stride)
+        if larger == NULL:
+            raise MemoryError(f"no memory for more than {self.count} rows")
+        wf_table_release(self.table)
+        self.table = larger
+        return 0
+
+    cdef _take(self, int8_t *row, float scale, Py_ssize_t scope, double at, Py_ssize_t previous):
+        cdef size_t i = self.count
+        self.table.scale[i] = scale
+        self.table.scope[i] = scope
+        self.table.at[i] = at
+        self.table.previous[i] = WF_NO_ROW if previous < 0 else previous
+        self.count = i + 1
+        return i
+
+    cdef int _check_dimension(self, const float[::1] vector) except -1:
+        if vector.shape[0] != self.dimension:
+            raise ValueError(f"the vector has {vector.shape[0]} dimensions; these rows have {self.dimension}")
+        return 0
+
+    cdef int _check_row(self, Py_ssize_t row) except -1:
+        if not 0 <= row < <Py_ssize_t>self.count:
+            raise IndexError(f"row {row} of {self.count}")
+        return 0

@@ -1,0 +1,75 @@
+from typing import final
+
+from typing_extensions import Buffer
+
+__all__ = ["Rows", "paths", "simd"]
+
+def paths() -> tuple[str, ...]:
+    """Return the scan paths that run on this machine, best first: avx512vnni, avx2, neon, scalar."""
+
+def simd() -> str:
+    """Return the scan path in use."""
+
+@final
+class Rows:
+    """The vectors of one user, in int8 with a float32 scale each, scanned exactly.
+
+    A vector is brought to unit length and quantised symmetrically: `packed = round(127 * x / max|x|)`,
+    `x ~ packed * scale`. Beside it stand a scope (0 to 65,534), a time in seconds and the row said before it in the
+    same session. Every scan path gives the same integers, hence the same scores to the last bit.
+
+    A vector is float32 [dimension]; one with a value that is not finite is refused with ValueError, and so is
+    everything else that does not fit. Questions may run in other threads while rows are appended.
+    """
+
+    @property
+    def dimension(self) -> int: ...
+    @property
+    def live(self) -> int:
+        """Rows that are not removed."""
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+    def __new__(cls, dimension: int) -> Rows: ...
+    def __len__(self) -> int: ...
+    def append(self, vector: Buffer, scope: int, at: float, previous: int = -1) -> int:
+        """Add a row said at `at` seconds after row `previous` (-1: the first of its session); return its number."""
+    def append_packed(self, row: bytes, scale: float, scope: int, at: float, previous: int = -1) -> int:
+        """Add a row as `packed` gave it."""
+    def packed(self, row: int) -> tuple[bytes, float]:
+        """Return a row's int8 values and its scale, to be stored. Raises IndexError for a row that never was."""
+    def remove(self, row: int) -> None:
+        """Hide a row for ever. Raises IndexError for a row that never was."""
+    def top_k(
+        self,
+        query: Buffer,
+        k: int,
+        *,
+        allowed: bytes | None = None,
+        since: float = ...,
+        until: float = ...,
+        path: str | None = None,
+    ) -> list[tuple[int, float]]:
+        """Return the `k` rows nearest to `query` with their cosines, best first, ties by the lower row.
+
+        Only rows that are visible count: not removed, `allowed[scope]` not 0, and said from `since` to `until`.
+        """
+    def recall(
+        self,
+        query: Buffer | None,
+        lexical: Buffer | None,
+        k: int,
+        *,
+        allowed: bytes | None = None,
+        since: float = ...,
+        until: float = ...,
+        dense_weight: float = 0.7,
+        path: str | None = None,
+    ) -> list[tuple[int, float]]:
+        """Return the `k` visible rows with the best fused scores, best first, ties by the lower row.
+
+        A row's own score is `own = lexical + dense_weight * (cosine - mean) / deviation`, mean and standard
+        deviation of the cosine being those of the visible rows. Its fused score adds
+        `0.4 * own` of the rows one before and one after it in its session, and `0.2 * own` of those two away,
+        counted over visible rows only. `lexical`, float32, has a score for each row; later rows do not take part.
+        """
