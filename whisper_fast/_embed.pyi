@@ -1,10 +1,11 @@
 from typing import final
 
-from typing_extensions import Buffer
+import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ["TokenSums"]
 
 @final
 class TokenSums:
-    def __new__(cls, rows: Buffer, factors: Buffer, /) -> TokenSums: ...
-    def sum_into(self, out: Buffer, texts: list[list[int]], /, *, unit: bool = False) -> None: ...
+    def __new__(cls, rows: NDArray[np.int8], factors: NDArray[np.float32], /) -> TokenSums: ...
+    def sum_into(self, out: NDArray[np.float32], texts: list[list[int]], /, *, unit: bool = False) -> None: ...

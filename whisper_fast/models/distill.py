@@ -2,7 +2,9 @@
 
 After Model2Vec (Minish Lab 2024): every piece of the vocabulary runs once through the model as [CLS] piece [SEP], the
 vectors are reduced to their principal components, and pieces count by smooth inverse frequency (Arora, Liang and Ma
-2017, "A simple but tough-to-beat baseline for sentence embeddings"). `benches/recall_static.py` measured the sizes.
+2017, "A simple but tough-to-beat baseline for sentence embeddings"). Dimension, bits and weighting were chosen by what
+benches/static_recall.py prints: 256 dimensions find more alone, but not together with words and neighbouring turns,
+which is how recall works, and they would double what each memory takes.
 """
 
 from __future__ import annotations
@@ -87,18 +89,25 @@ def principal_components(vectors: Floats, dimension: int, whitening: float = WHI
     return np.asarray(centred @ axes * variance ** (-whitening / 2))
 
 
-def weights(vocabulary: Sequence[str]) -> Floats:
-    """Return each piece's smooth inverse frequency a / (a + p), with p by Zipf's law from its rank.
+def shares(vocabulary: Sequence[str]) -> Floats:
+    """Return the share of each piece in English text by Zipf's law, which makes it proportional to 1 / rank.
 
     BERT's vocabulary stands by falling frequency from "the" on. Before it stands the alphabet, in code point order:
-    there ASCII letters and symbols get rank 1 (alone they say little), letters of other scripts rank 10,000. Control
-    pieces weigh nothing, and so does [UNK]: what is unknown is not alike.
+    there ASCII letters and symbols get rank 1 (alone they say little), letters of other scripts rank 10,000.
     """
     the = vocabulary.index("the")
     rank = np.arange(1 - the, len(vocabulary) - the + 1, dtype=np.float64)
     rank[:the] = [1 if piece.isascii() else ALPHABET_RANK for piece in vocabulary[:the]]
-    share = 1 / rank / (1 / np.arange(1, len(vocabulary) - the + 1)).sum()
-    return np.where([is_control(piece) for piece in vocabulary], 0.0, SIF / (SIF + share))
+    total = (1 / np.arange(1, len(vocabulary) - the + 1)).sum()
+    return np.asarray(1 / rank / total)
+
+
+def weights(vocabulary: Sequence[str], a: float = SIF) -> Floats:
+    """Return each piece's smooth inverse frequency a / (a + p), where p is its share of all text.
+
+    Control pieces weigh nothing, and so does [UNK]: what is unknown is not alike.
+    """
+    return np.where([is_control(piece) for piece in vocabulary], 0.0, a / (a + shares(vocabulary)))
 
 
 def distil(vectors: Floats, vocabulary: Sequence[str], dimension: int = DIMENSION) -> TokenTable:

@@ -16,7 +16,7 @@ __all__ = ["Embedder", "StaticEmbedder"]
 
 Floats = NDArray[np.float32]
 
-MAX_CHARACTERS = 8192
+MAX_CHARACTERS = 4096
 
 
 @runtime_checkable
@@ -38,8 +38,8 @@ class Embedder(Protocol):
 class StaticEmbedder:
     """The weighted sum of a text's token vectors, distilled from all-MiniLM-L6-v2, at unit length.
 
-    Order and context play no part: what it gives up against the model itself, it gains a thousandfold in time.
-    Of a text its first 8,192 characters count (the model itself reads 256 tokens). Calls may come from several
+    Order and context play no part: what it gives up against the model itself, it gains in time.
+    Of a text its first 4,096 characters count (the model itself reads 256 tokens). Calls may come from several
     threads. Raises StoreCorrupt at construction if the table is damaged.
     """
 
