@@ -47,9 +47,7 @@ class RecordingEngine:
         self.asked, self.streams = [], []
         self.fault = self.later = None
         self.hold = None
-        self.memory = SimpleNamespace(
-            embedder=SimpleNamespace(name="static-128", dimension=2), embed=self.embedded
-        )
+        self.memory = SimpleNamespace(embedder=SimpleNamespace(name="static-128", dimension=2), embed=self.embedded)
         self.llm = SimpleNamespace(models=("tiny-llm",))
         self.state = {"ready": True}
 
@@ -222,7 +220,11 @@ BAD = {
     "messages of text": (b'{"messages": ["hi"]}', 400, "invalid_type"),
     "role unknown": (b'{"messages": [{"role": "king", "content": "x"}]}', 400, "invalid_type"),
     "content a number": (b'{"messages": [{"role": "user", "content": 5}]}', 400, "invalid_type"),
-    "text part without text": (b'{"messages": [{"role": "user", "content": [{"type": "text"}]}]}', 400, "invalid_type"),
+    "text part without text": (
+        b'{"messages": [{"role": "user", "content": [{"type": "text"}]}]}',
+        400,
+        "invalid_type",
+    ),
     "nobody speaks": (b'{"messages": [{"role": "system", "content": "x"}]}', 400, "missing_user_message"),
     "says nothing": (b'{"messages": [{"role": "user", "content": ""}]}', 400, "invalid_message"),
     "content null": (b'{"messages": [{"role": "user", "content": null}]}', 400, "invalid_message"),
@@ -344,7 +346,9 @@ async def test_a_stream_that_fails_on_the_way_says_so_and_ends(client, engine):
     async with client.post(URL, json=asking("hello", stream=True)) as response:
         chunks = await events(response)
     assert chunks[-1]["error"]["code"] == "llm_timeout"
-    assert not any("finish_reason" in c.get("choices", [{}])[0] and c["choices"][0]["finish_reason"] for c in chunks[:-1])
+    assert not any(
+        "finish_reason" in c.get("choices", [{}])[0] and c["choices"][0]["finish_reason"] for c in chunks[:-1]
+    )
 
 
 async def test_a_client_that_goes_away_ends_its_stream(client, engine):

@@ -90,7 +90,7 @@ class Conversations:
 
     def forget(self, user: str) -> None:
         """Drop what is in memory of `user`; the rows are the store's."""
-        for key in self._cache.keys():
+        for key in self._cache.keys():  # noqa: SIM118 - a snapshot, not a view: entries go while we walk
             if key[0] == user:
                 self._cache.pop(key)
 

@@ -25,7 +25,7 @@ from .llm import LLMPool
 from .llm.completion import Completion
 from .llm.discovery import discover
 from .memory import MemoryStore
-from .message import Delta, Message, Reply, Turn, Usage, checked_user
+from .message import Message, Reply, Turn, Usage, checked_user
 from .models.embedder import StaticEmbedder
 from .models.emotion import VaderEmotion
 from .pipeline import Pipeline
@@ -166,7 +166,8 @@ class Engine:
     ) -> None:
         """Add `fn(turn) -> value`, sync or async, to every turn; its value goes into the prompt under `name`.
 
-        One that blocks runs in a thread. `deadline` is in seconds. A name that exists is replaced. Raises SettingsError.
+        One that blocks runs in a thread. `deadline` is in seconds. A name that
+        exists is replaced. Raises SettingsError.
         """
         seconds = self.settings.component_deadline if deadline is None else deadline
         self._pipeline.add(components.user_component(name, fn, deadline=seconds, needs=needs, fallback=fallback))
@@ -249,7 +250,7 @@ class Engine:
             ticket.deliver(reply)
             self._counts["answered"] += 1
             await self._remember(entry, turn.get("embedding"), reply)
-        except Exception as error:  # the message stays open in the journal: asked again or restarted, it goes on
+        except Exception as error:  # noqa: BLE001 - the message stays open in the journal: asked again or restarted, it goes on
             self._failed(entry, ticket, error)
         except asyncio.CancelledError:
             ticket.fail(stopped())
@@ -340,7 +341,7 @@ class Engine:
             await self._database.write(partial(forget_user, user=user))
             await self.memory.forget(user)
             self._conversations.forget(user)
-        except Exception as error:  # handed to the caller of forget()
+        except Exception as error:  # noqa: BLE001 - handed to the caller of forget()
             done.set_exception(error)
         else:
             done.set_result(None)

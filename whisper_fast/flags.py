@@ -13,8 +13,10 @@ __all__ = ["Flags"]
 
 
 class Flags:
-    """`parallel` runs components together, `batching` embeds for many users at once, `caching` keeps segments and
-    conversations in memory, `preload` follows `Engine.hint`. With all of them off the engine still answers.
+    """The flags of one engine; with all of them off it still answers, sequentially.
+
+    `parallel` runs components together, `batching` embeds for many users at once, `caching` keeps segments and
+    conversations in memory, `preload` follows `Engine.hint`.
     """
 
     __slots__ = ("batching", "caching", "parallel", "preload")

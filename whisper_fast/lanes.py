@@ -59,7 +59,7 @@ class Lanes:
         self.shed = 0
 
     def enter(self, user: str, size: int) -> Place:
-        """Take the next place of `user` for `size` bytes. Raises Overloaded when there is none, Closed after close."""
+        """Take the next place of `user` for `size` bytes. Raises Overloaded when there is none, Closed at the end."""
         if self.closed:
             raise Closed("the engine is stopping; send this again in a moment", retry_after=1.0)
         if self.places >= self._max_waiting or self.bytes + size > self._max_bytes:

@@ -13,7 +13,7 @@ from graphlib import CycleError, TopologicalSorter
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from .eager import Eager
+from ._eager import Eager
 from .errors import SettingsError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Pipeline:
         return tuple(self._components.values())
 
     def add(self, component: Component) -> None:
-        """Add a component, or replace the one of that name. Raises SettingsError if it needs one that is not there."""
+        """Add a component, or replace the one of that name. Raises SettingsError if it needs one that is missing."""
         components = {**self._components, component.name: component}
         if missing := sorted(set(component.needs) - components.keys()):
             raise SettingsError(f"component {component.name} needs {missing}; there are {sorted(self._components)}")
@@ -87,7 +87,7 @@ class Pipeline:
         try:
             async with asyncio.timeout(component.deadline):
                 value = await self._call(component, turn)
-        except Exception as error:  # a component is somebody else's code: its failure is named, the turn goes on
+        except Exception as error:  # noqa: BLE001 - a user's code: its failure is named, the turn goes on
             self._fail(component, turn, began, error)
         else:
             self._keep(component, turn, began, value)
@@ -150,7 +150,7 @@ class Fan:
             began = perf_counter()
             try:
                 value, task = pipeline._eager.start(pipeline._call(component, turn), component.name)
-            except Exception as error:  # a component is somebody else's code: its failure is named, the turn goes on
+            except Exception as error:  # noqa: BLE001 - a user's code: its failure is named, the turn goes on
                 pipeline._fail(component, turn, began, error)
             else:
                 if task is not None:
