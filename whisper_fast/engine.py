@@ -61,6 +61,7 @@ class Engine:
         self.flags = Flags(settings)
         self.llm = llm
         self.llm_description = ""
+        self.embedder = embedder
         self._database = database
         self._journal = Journal(database)
         self._lanes = Lanes(settings.max_waiting, settings.max_waiting_bytes)

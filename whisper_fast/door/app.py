@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 from starlette.applications import Starlette
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from ..engine import Engine
-    from ..message import Message
+    from ..message import Message, Reply
     from ..settings import Settings
 
 __all__ = ["build"]
@@ -85,7 +85,8 @@ class Door:
         """Answer one message, in one piece or streamed."""
         caller = self.keys.caller(request.headers.get("authorization"))
         asked, fields = decoded(await read(request), ChatRequest)
-        self._check_model(asked.model, self._models())
+        if asked.model != MODEL:
+            check_model(asked.model, await self._models())
         message = message_of(
             asked,
             fields,
@@ -94,7 +95,7 @@ class Door:
             scope=named(request, "x-scope", "dm"),
             **({"id": key} if (key := named(request, "idempotency-key")) is not None else {}),
         )
-        self._check_size(message)
+        check_size(message, self.settings.max_text_bytes)
         if asked.stream:
             chunks = Chunks(message, model=asked.model, created=int(time()), include_usage=asked.include_usage)
             return EventStream(self._events(message, chunks), self.answers)
@@ -110,7 +111,7 @@ class Door:
                 if piece := chunks.piece(delta):
                     yield opening + piece
                     opening = b""
-            yield opening + chunks.last(stream.reply)
+            yield opening + chunks.last(cast("Reply", stream.reply))  # there once the pieces have ended
         finally:
             await stream.aclose()
 
@@ -118,26 +119,26 @@ class Door:
         """Embed texts with the model that memories are embedded with."""
         self.keys.caller(request.headers.get("authorization"))
         asked, _ = decoded(await read(request), EmbeddingRequest)
-        memory = self.engine.memory
-        self._check_model(asked.model, [MODEL, memory.embedder.name])
-        self._check_embedding(asked)
-        rows = await memory.embed(asked.texts)
+        embedder = self.engine.embedder
+        check_model(asked.model, [MODEL, embedder.name])
+        check_embedding(asked, embedder.dimension)
+        rows = await self.engine.embed(asked.texts)
         as_asked = packed if asked.encoding_format == "base64" else plain
         data = [{"object": "embedding", "index": i, "embedding": as_asked(row)} for i, row in enumerate(rows)]
         usage = {"prompt_tokens": 0, "total_tokens": 0}
-        return as_json({"object": "list", "data": data, "model": memory.embedder.name, "usage": usage})
+        return as_json({"object": "list", "data": data, "model": embedder.name, "usage": usage})
 
     async def models(self, request: Request) -> Response:
         """List the names that a request may ask for."""
         self.keys.caller(request.headers.get("authorization"))
-        names = [*self._models(), self.engine.memory.embedder.name]
+        names = [*await self._models(), self.engine.embedder.name]
         return as_json({"object": "list", "data": model_list(names, self.born)})
 
     async def model(self, request: Request) -> Response:
         """Describe one model."""
         self.keys.caller(request.headers.get("authorization"))
         name = request.path_params["name"]
-        self._check_model(name, [*self._models(), self.engine.memory.embedder.name])
+        check_model(name, [*await self._models(), self.engine.embedder.name])
         return as_json(model_list([name], self.born)[0])
 
     async def healthy(self, _: Request) -> Response:
@@ -147,6 +148,8 @@ class Door:
     async def ready(self, _: Request) -> Response:
         """Say whether messages are taken, 503 and the reasons if not."""
         state = {**self.engine.ready()}
+        if not self.keys:  # who may ask without a key sits at this machine
+            state["llm"] = self.engine.llm_description
         if self.answers.ended:
             state |= {"ready": False, "stopping": True}
         return as_json(state, 200 if state["ready"] else 503)
@@ -157,36 +160,30 @@ class Door:
         text, content_type = metrics.exposition(self.registry, request.headers.get("accept", ""))
         return Response(text, headers={"content-type": content_type})
 
-    def _models(self) -> list[str]:
-        return [MODEL, *(name for name in self.engine.llm.models if name != MODEL)]
+    async def _models(self) -> list[str]:
+        return [MODEL, *(name for name in await self.engine.llm.models() if name != MODEL)]
 
-    @staticmethod
-    def _check_model(name: str, known: list[str]) -> None:
-        if name not in known:
-            raise Refusal(
-                404,
-                f"the model {name!r:.200} does not exist here; there are {', '.join(known)}",
-                code="model_not_found",
-                param="model",
-            )
 
-    def _check_size(self, message: Message) -> None:
-        size = len(message.text.encode(errors="replace"))
-        if size > self.settings.max_text_bytes:
-            raise Refusal(
-                413,
-                f"the message has {size} bytes of text; at most {self.settings.max_text_bytes} are allowed",
-                code="message_too_large",
-                param="messages",
-            )
+def check_model(name: str, known: list[str]) -> None:
+    if name not in known:
+        there = ", ".join(known)
+        message = f"the model {name!r:.200} does not exist here; there are {there}"
+        raise Refusal(404, message, code="model_not_found", param="model")
 
-    def _check_embedding(self, asked: EmbeddingRequest) -> None:
-        size = self.engine.memory.embedder.dimension
-        if asked.dimensions not in (None, size):
-            raise Refusal(400, f"dimensions is {asked.dimensions}; this model has {size}",
-                          code="unsupported_value", param="dimensions")  # fmt: skip
-        if not all(asked.texts):
-            raise Refusal(400, "input holds an empty string", code="invalid_value", param="input")
+
+def check_size(message: Message, limit: int) -> None:
+    size = len(message.text.encode(errors="replace"))
+    if size > limit:
+        text = f"the message has {size} bytes of text; at most {limit} are allowed"
+        raise Refusal(413, text, code="message_too_large", param="messages")
+
+
+def check_embedding(asked: EmbeddingRequest, dimension: int) -> None:
+    if asked.dimensions not in (None, dimension):
+        text = f"dimensions is {asked.dimensions}; this model has {dimension}"
+        raise Refusal(400, text, code="unsupported_value", param="dimensions")
+    if not all(asked.texts):
+        raise Refusal(400, "input holds an empty string", code="invalid_value", param="input")
 
 
 def named(request: Request, header: str, default: Any = None) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 
@@ -24,6 +24,14 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def split(url: str) -> SplitResult:
+    """Return the parts of `url`, all of them empty where it is none."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
 
 
 class Guard:
@@ -57,12 +65,12 @@ class Guard:
 
     def _check(self, method: str, headers: Headers) -> None:
         host = headers.get("host", "").lower()
-        if self._loopback and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        if self._loopback and not is_loopback(split(f"//{host}").hostname or ""):
             raise Refusal(
                 403,
                 "this server only answers to localhost, 127.0.0.1 and [::1]; the Host header names something else",
                 code="host_not_allowed",
             )
         origin = headers.get("origin")
-        if method not in READING and origin is not None and urlsplit(origin.lower()).netloc != host:
+        if method not in READING and origin is not None and split(origin.lower()).netloc != host:
             raise Refusal(403, "requests from web pages of other origins are refused", code="origin_not_allowed")

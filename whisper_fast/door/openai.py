@@ -77,8 +77,8 @@ def message_of(request: ChatRequest, fields: dict[str, Any], **named: Any) -> Me
     Raises Refusal 400 for `n` other than 1 and for a request without words of a user.
     """
     if request.n not in (None, 1):
-        raise Refusal(400, f"n is {request.n}; one answer at a time is given, so only 1 is allowed",
-                      code="unsupported_value", param="n")  # fmt: skip
+        text = f"n is {request.n}; one answer at a time is given, so only 1 is allowed"
+        raise Refusal(400, text, code="unsupported_value", param="n")
     lines: list[ChatMessage] = fields["messages"]
     last = max((i for i, line in enumerate(request.messages) if line.role == "user"), default=None)
     if last is None:
