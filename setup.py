@@ -25,6 +25,7 @@ def extension(pyx: str) -> Extension:
 setup(
     packages=[
         "whisper_fast",
+        "whisper_fast.cli",
         "whisper_fast.door",
         "whisper_fast.lab",
         "whisper_fast.llm",

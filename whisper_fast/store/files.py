@@ -13,7 +13,7 @@ from ..errors import StoreCorrupt, StoreError, StoreFull, StoreLocked, StoreRead
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["FolderLock", "connect", "private_file", "private_folder", "translate"]
+__all__ = ["DATABASE", "FolderLock", "connect", "private_file", "private_folder", "translate"]
 
 DATABASE = "whisper-fast.db"
 

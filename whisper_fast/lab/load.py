@@ -1,0 +1,149 @@
+"""Open-loop load: messages come at their own times, whether the engine keeps up or not.
+
+All arrivals are drawn before they are due, from a seeded process. A message's time counts from the moment it was
+due, not from the moment we came round to send it, so that a stall of ours is not left out of the figures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import psutil
+
+from ..engine import Engine
+from ..errors import Overloaded, WhisperFastError
+from ..llm import SimulatedLLM
+from ..settings import Settings
+from . import audit, users
+from .figures import Figures
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .users import Arrival
+
+__all__ = ["Traffic", "load"]
+
+TICK = 0.005  # seconds; uvloop's timers count whole milliseconds, so everything due is released at each tick
+
+
+class Traffic(NamedTuple):
+    """Who writes and how often: each of `users` every `period` seconds on average, for `seconds` seconds."""
+
+    users: int
+    period: float
+    seconds: float
+    seed: int = 0
+
+
+async def load(
+    traffic: Traffic, *, llm_latency: float, data_dir: Path | None = None, progress: Callable[[str], None]
+) -> dict[str, Any]:
+    """Run the traffic against an engine in this process and return the figures; the journal is audited at the end.
+
+    The model's calls may all be in flight at once. `data_dir` None uses a temporary one. Raises StoreError.
+    """
+    with folder(data_dir) as place:
+        settings = Settings(data_dir=place, max_concurrent_requests=max(50, traffic.users))
+        run = Run(traffic, llm_latency)
+        async with Engine.open(settings, llm=SimulatedLLM(latency=llm_latency)) as engine:
+            await run.drive(engine, progress)
+        return run.report(place)
+
+
+@contextmanager
+def folder(data_dir: Path | None) -> Iterator[Path]:
+    if data_dir is not None:
+        yield data_dir
+        return
+    with TemporaryDirectory(prefix="whisper-fast-load-") as temporary:
+        yield Path(temporary)
+
+
+class Run:
+    """One run: what was sent, what came back, and what it cost."""
+
+    def __init__(self, traffic: Traffic, llm_latency: float) -> None:
+        self.traffic = traffic
+        self.figures = Figures(0, llm_latency)
+        self.answered: list[str] = []
+        self.errors = 0
+        self.shed = 0
+        self.out_of_order = 0
+        self.in_flight_peak = 0
+        self.cpu_seconds = 0.0
+        self.wall_seconds = 0.0
+        self.rss_peak = 0
+        self._last: dict[int, int] = {}
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def drive(self, engine: Engine, progress: Callable[[str], None]) -> None:
+        """Send every message when it is due and wait for the last reply."""
+        process = psutil.Process()
+        cpu = sum(process.cpu_times()[:2])
+        self.figures.start()
+        next_look = 0.0
+        for arrival in users.arrivals(*self.traffic):
+            while (now := perf_counter() - self.figures.began) < arrival.at:
+                if now >= next_look:
+                    next_look = now + 0.25
+                    self._look(process, progress, now)
+                await asyncio.sleep(TICK)
+            self._send(engine, arrival)
+        while self._running:
+            self._look(process, progress, perf_counter() - self.figures.began)
+            await asyncio.wait(self._running, timeout=0.25)
+        self.wall_seconds = perf_counter() - self.figures.began
+        self.cpu_seconds = sum(process.cpu_times()[:2]) - cpu
+
+    def report(self, data_dir: Path) -> dict[str, Any]:
+        """Return the figures; reads the journal, so the engine has to be closed."""
+        turns = len(self.answered)
+        return {
+            "turns": turns,
+            "turns_per_s": round(self.figures.turns_per_s, 2),
+            "errors": self.errors,
+            "shed": self.shed,
+            "lost": audit.lost(data_dir, self.answered),
+            "duplicated": audit.duplicated(data_dir),
+            "out_of_order": self.out_of_order,
+            "in_flight_peak": self.in_flight_peak,
+            "added_ms": self.figures.added_ms(50, 99, 99.9),
+            "total_ms": self.figures.total_ms(50, 99, 99.9),
+            "cpu_us_per_turn": round(self.cpu_seconds / turns * 1e6, 1) if turns else None,
+            "cpu_utilization": round(self.cpu_seconds / self.wall_seconds / (os.cpu_count() or 1), 4),
+            "rss_peak_mb": round(self.rss_peak / 1e6, 1),
+            "seconds": round(self.wall_seconds, 3),
+            **self.traffic._asdict(),
+        }
+
+    def _send(self, engine: Engine, arrival: Arrival) -> None:
+        name = f"load:{arrival.user}-{arrival.number}"
+        task = asyncio.get_running_loop().create_task(self._turn(engine, arrival), name=name)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        self.in_flight_peak = max(self.in_flight_peak, len(self._running))
+
+    async def _turn(self, engine: Engine, arrival: Arrival) -> None:
+        message = users.message(arrival.user, arrival.number, self.traffic.seed)
+        try:
+            await engine.respond(message)
+        except Overloaded:
+            self.shed += 1
+        except WhisperFastError:
+            self.errors += 1
+        else:
+            self.figures.note(perf_counter() - self.figures.began - arrival.at)
+            self.answered.append(message.id)
+            self.out_of_order += arrival.number < self._last.get(arrival.user, -1)
+            self._last[arrival.user] = arrival.number
+
+    def _look(self, process: psutil.Process, progress: Callable[[str], None], now: float) -> None:
+        self.rss_peak = max(self.rss_peak, process.memory_info().rss)
+        progress(f"{now:5.1f} s  {len(self.answered)} turns  {len(self._running)} in flight  {self.shed} shed")
