@@ -1,1 +1,31 @@
-"""The language model: one provider, one pool over many, one simulated model."""
+"""The language model: one provider, one pool over many, one simulated model.
+
+completion   what a model is to the rest: ChatProvider, Completion
+endpoint     where a server is
+provider     an OpenAI-compatible server; transport (HTTP), wire (JSON), sse (events) under it
+simulated    a model that is only simulated
+pool         many callers, few slots; slots (who is next), call (the budget), route (where next) under it
+discovery    which model a start finds
+"""
+
+from __future__ import annotations
+
+from .completion import ChatProvider, Completion
+from .discovery import discover
+from .endpoint import Endpoint
+from .pool import LLMPool
+from .provider import OpenAIProvider
+from .simulated import Constant, Empirical, LogNormal, SimulatedLLM
+
+__all__ = [
+    "ChatProvider",
+    "Completion",
+    "Constant",
+    "Empirical",
+    "Endpoint",
+    "LLMPool",
+    "LogNormal",
+    "OpenAIProvider",
+    "SimulatedLLM",
+    "discover",
+]
