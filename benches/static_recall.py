@@ -1,8 +1,8 @@
 """Print how well token tables of several sizes find LoCoMo's evidence turns: python static_recall.py --wheel PATH.
 
 recall@10 over the conversations in WHISPER_FAST_DATA (default ../../shared/data): by vectors alone, the same with
-people's names taken out of the texts, and the latter fused with stemmed BM25 and the neighbouring turns. It shows what
-the choice of dimension, bits and weighting in `whisper_fast.models.distill` rests on.
+people's names taken out of the texts, and the latter fused with stemmed BM25 and the neighbouring turns. It shows
+what the choice of dimension, bits and weighting in `whisper_fast.models.distill` rests on.
 """
 
 from __future__ import annotations

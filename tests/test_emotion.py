@@ -55,7 +55,21 @@ def test_the_beginning_counts(emotion):
 def test_values_are_those_of_the_library(emotion):
     library = SentimentIntensityAnalyzer()
     shuffled = random.Random(7)
-    phrases = [*SPECIAL_CASES, *BOOSTER_DICT, *NEGATE, "but", "least", "at least", "no", "GOOD!", "?", "the"]
+    phrases = [
+        *SPECIAL_CASES,
+        *BOOSTER_DICT,
+        *NEGATE,
+        "but",
+        "least",
+        "at least",
+        "no",
+        "GOOD!",
+        "?",
+        "the",
+        "so",
+        "this",
+        "doubt",
+    ]
     words = list(library.lexicon)
     for _ in range(1500):
         picked = [shuffled.choice(shuffled.choice((phrases, words))) for _ in range(shuffled.randrange(10))]

@@ -2,9 +2,9 @@
 
 After Model2Vec (Minish Lab 2024): every piece of the vocabulary runs once through the model as [CLS] piece [SEP], the
 vectors are reduced to their principal components, and pieces count by smooth inverse frequency (Arora, Liang and Ma
-2017, "A simple but tough-to-beat baseline for sentence embeddings"). Dimension, bits and weighting were chosen by what
-benches/static_recall.py prints: 256 dimensions find more alone, but not together with words and neighbouring turns,
-which is how recall works, and they would double what each memory takes.
+2017, "A simple but tough-to-beat baseline for sentence embeddings"). Dimension, bits and weighting were chosen by
+what benches/static_recall.py prints: 256 dimensions find more alone, but not together with words and neighbouring
+turns, which is how recall works, and they would double what each memory takes.
 """
 
 from __future__ import annotations
