@@ -132,9 +132,13 @@ class Pipeline:
 
 
 class Fan:
-    """The running components of one turn, and the one timer that watches their deadlines."""
+    """The running components of one turn, and the one timer that watches their deadlines.
 
-    __slots__ = ("done", "pipeline", "running", "timer", "turn")
+    The timer stands at the earliest deadline seen so far. A component that finishes does not move it: if it goes
+    off with nobody late, it is set to what is then the earliest.
+    """
+
+    __slots__ = ("done", "due", "pipeline", "running", "timer", "turn")
 
     def __init__(self, pipeline: Pipeline, turn: Turn) -> None:
         self.pipeline = pipeline
@@ -142,6 +146,7 @@ class Fan:
         self.running: dict[asyncio.Task[Any], tuple[Component, float]] = {}
         self.done: asyncio.Future[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
+        self.due = float("inf")
 
     def start(self, components: Sequence[Component]) -> None:
         """Run the first step of each component, and of those that needed what is then there."""
@@ -154,7 +159,7 @@ class Fan:
                 pipeline._fail(component, turn, began, error)
             else:
                 if task is not None:
-                    self.running[task] = component, began
+                    self.watch(task, component, began)
                     continue
                 pipeline._keep(component, turn, began, value)
             self.follow(component)
@@ -165,13 +170,18 @@ class Fan:
             if all(need in values for need in dependent.needs):
                 self.start((dependent,))
 
+    def watch(self, task: asyncio.Task[Any], component: Component, began: float) -> None:
+        self.running[task] = component, began
+        task.add_done_callback(self.finished)
+        if began + component.deadline < self.due:
+            self.due = began + component.deadline
+            if self.done is not None:
+                self.set_timer()
+
     async def rest(self) -> None:
         """Wait until every component has finished or is past its deadline."""
-        loop = asyncio.get_running_loop()
-        self.done = loop.create_future()
-        for task in self.running:
-            task.add_done_callback(self.finished)
-        self.watch()
+        self.done = asyncio.get_running_loop().create_future()
+        self.set_timer()
         try:
             await self.done
         finally:
@@ -191,21 +201,14 @@ class Fan:
         self.go_on(component)
 
     def go_on(self, component: Component) -> None:
-        before = set(self.running)
         self.follow(component)
-        for task in self.running.keys() - before:
-            task.add_done_callback(self.finished)
-        if self.running:
-            self.watch()
-        elif self.done is not None and not self.done.done():
+        if not self.running and self.done is not None and not self.done.done():
             self.done.set_result(None)
 
-    def watch(self) -> None:
-        """Set the timer to the earliest deadline."""
+    def set_timer(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
-        wait = min(component.deadline + began for component, began in self.running.values()) - perf_counter()
-        self.timer = asyncio.get_running_loop().call_later(max(0.0, wait), self.expire)
+        self.timer = asyncio.get_running_loop().call_later(max(0.0, self.due - perf_counter()), self.expire)
 
     def expire(self) -> None:
         now = perf_counter()
@@ -216,5 +219,6 @@ class Fan:
             self.pipeline._abandon(task)
             self.pipeline._fail(component, self.turn, began, None)
             self.go_on(component)
-        if self.running and not late:
-            self.watch()
+        if self.running:
+            self.due = min(component.deadline + began for component, began in self.running.values())
+            self.set_timer()
