@@ -121,18 +121,34 @@ function remembered(memories) {
   return box;
 }
 
-function waterfall(timings) {
-  const box = element("section");
-  box.append(element("h2", "", "Time taken"));
-  const rows = element("dl", "timings");
-  const longest = Math.max(...Object.values(timings), 1e-9);
-  for (const [part, seconds] of Object.entries(timings)) {
+// Laps follow one another; all other parts run within one of them: the first token within the model's, components
+// while everything that is known is gathered.
+const LAPS = ["journal", "lane", "gather", "llm"];
+
+function starts(timings) {
+  const start = {};
+  let at = 0;
+  for (const lap of LAPS) {
+    start[lap] = at;
+    at += timings[lap] ?? 0;
+  }
+  for (const part of Object.keys(timings)) start[part] ??= part === "first_token" ? start.llm : start.gather;
+  return start;
+}
+
+function waterfall({ total, ...timings }) {
+  const box = element("section"), rows = element("dl", "timings"), start = starts(timings);
+  const whole = Math.max(total ?? 0, ...Object.keys(timings).map((part) => start[part] + timings[part]), 1e-9);
+  const parts = Object.keys(timings).sort((a, b) => start[a] - start[b]);
+  for (const part of parts) {
     const bar = element("i"), track = element("dd", "track");
-    bar.style.width = `${(100 * seconds) / longest}%`;
+    bar.style.left = `min(${(100 * start[part]) / whole}%, 100% - 2px)`;
+    bar.style.width = `${(100 * timings[part]) / whole}%`;
     track.append(bar);
     track.setAttribute("aria-hidden", "true");
-    rows.append(element("dt", "", part), track, element("dd", "ms", milliseconds(seconds)));
+    rows.append(element("dt", "", part.replaceAll("_", " ")), track, element("dd", "ms", milliseconds(timings[part])));
   }
+  box.append(element("h2", "", "Time taken"));
   box.append(rows);
   return box;
 }
@@ -140,8 +156,8 @@ function waterfall(timings) {
 function about({ emotion, memories, partial, timings }) {
   const made = element("details", "about");
   made.open = localStorage.getItem("about") !== "closed";
-  made.addEventListener("toggle", () => localStorage.setItem("about", made.open ? "open" : "closed"));
   const line = element("summary");
+  line.addEventListener("click", () => localStorage.setItem("about", made.open ? "closed" : "open"));
   if (emotion) line.append(mood(emotion));
   line.append(element("span", "", memories.length ? `${memories.length} recalled` : "nothing recalled"));
   if (timings.total !== undefined) line.append(element("span", "", milliseconds(timings.total)));
@@ -195,8 +211,16 @@ function follow(change) {
   if (stay) scroller.scrollTop = scroller.scrollHeight;
 }
 
+// Brings more of what was added into view, but never moves the beginning of the turn out of it.
+function reveal(turn) {
+  const room = turn.getBoundingClientRect().top - scroller.getBoundingClientRect().top - 16;
+  const below = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight;
+  if (room > 0) scroller.scrollTop += Math.min(room, below);
+}
+
 function begin(words) {
   $("welcome").hidden = true;
+  for (const earlier of talk.querySelectorAll(".about[open]")) earlier.open = false;
   const turn = element("li", "turn"), said = element("p", "said", words);
   said.dir = "auto";
   turn.append(said);
@@ -223,7 +247,8 @@ async function attempt(turn, words, user, id) {
       answer.classList.add("streaming");
       prose.append(piece);
     }));
-    follow(() => extra && answer.append(about(extra)));
+    if (extra) answer.append(about(extra));
+    reveal(turn);
     status.textContent = prose.textContent;
   } catch (error) {
     status.textContent = "";
@@ -275,6 +300,7 @@ function submit() {
 
 // ---- beginnings
 
+$("who").addEventListener("submit", (event) => { event.preventDefault(); text.focus(); });
 $("form").addEventListener("submit", (event) => { event.preventDefault(); submit(); });
 stop.addEventListener("click", () => { underWay?.abort(); text.focus(); });
 text.addEventListener("input", grow);
