@@ -56,7 +56,9 @@ async def test_the_first_answer_and_all_that_belongs_to_it(settings):
         assert "Byron" in reply.text
         assert reply.emotion["valence"] > 0.3
         assert reply.partial == ()
-        assert {"journal", "lane", "emotion", "embedding", "recall", "conversation", "llm", "total"} <= set(reply.timings)
+        assert {"journal", "lane", "emotion", "embedding", "recall", "conversation", "llm", "total"} <= set(
+            reply.timings
+        )
         again = await engine.respond(said("ada", "What is my dog called?"))
         assert [memory.text for memory in again.memories] == ["I love my new dog Byron!"]
 
@@ -291,7 +293,9 @@ async def test_stopping_leaves_nobody_waiting(settings):
     async def never(_):
         await asyncio.Event().wait()
 
-    async with Engine.open(Settings(data_dir=settings.data_dir, drain_seconds=0.05), llm=ScriptedLLM(never)) as engine:
+    async with Engine.open(
+        Settings(data_dir=settings.data_dir, drain_seconds=0.05), llm=ScriptedLLM(never)
+    ) as engine:
         waiting = [asyncio.ensure_future(engine.respond(said("ada", f"hi {n}"))) for n in range(3)]
         await asyncio.sleep(0.02)
     for ended in await asyncio.gather(*waiting, return_exceptions=True):
