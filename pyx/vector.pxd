@@ -1,6 +1,6 @@
 """What src/vector.h offers."""
 
-from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int8_t, int32_t, uint8_t, uint32_t
 
 
 cdef extern from "<stdlib.h>" nogil:
@@ -27,7 +27,7 @@ cdef extern from "vector.h" nogil:
         float *scale
         double *at
         uint32_t *previous
-        uint16_t *scope
+        uint32_t *scope
 
     ctypedef struct wf_question:
         const int8_t *query

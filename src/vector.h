@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #define WF_ALIGNMENT 64      /* bytes: rows start on a cache line and are padded with zeros to whole ones */
-#define WF_REMOVED 0xFFFFu   /* the scope of a row that was removed */
+#define WF_REMOVED UINT32_MAX /* the scope of a row that was removed */
 #define WF_NO_ROW UINT32_MAX
 
 /* Writes the integer products of `count` rows, each `stride` bytes (a multiple of 64), with `query` to `out`.
@@ -36,7 +36,7 @@ typedef struct {
     float *scale;         /* component = packed * scale */
     double *at;
     uint32_t *previous;   /* the row said before in the same session, WF_NO_ROW for the first */
-    uint16_t *scope;
+    uint32_t *scope;
 } wf_table;
 
 /* A larger copy of `old` (may be NULL) with one reference, NULL without memory. */

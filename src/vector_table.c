@@ -12,7 +12,7 @@ static size_t padded(size_t bytes)
 
 static size_t row_bytes(size_t stride)
 {
-    return stride + sizeof(float) + sizeof(double) + sizeof(uint32_t) + sizeof(uint16_t);
+    return stride + sizeof(float) + sizeof(double) + 2 * sizeof(uint32_t);
 }
 
 size_t wf_table_bytes(const wf_table *table)
@@ -29,7 +29,7 @@ static void lay_out(wf_table *table)
     table->at = (double *)(at += n * table->stride);
     table->scale = (float *)(at += n * sizeof(double));
     table->previous = (uint32_t *)(at += n * sizeof(float));
-    table->scope = (uint16_t *)(at + n * sizeof(uint32_t));
+    table->scope = (uint32_t *)(at + n * sizeof(uint32_t));
 }
 
 wf_table *wf_table_grown(const wf_table *old, size_t count, size_t capacity, size_t stride)

@@ -54,7 +54,7 @@ static void best_first(wf_hit *hits, size_t size)
 
 static int visible(const wf_table *table, size_t row, const wf_question *question)
 {
-    uint16_t scope = table->scope[row];
+    uint32_t scope = table->scope[row];
     if (scope == WF_REMOVED || (question->allowed && (scope >= question->scopes || !question->allowed[scope])))
         return 0;
     return table->at[row] >= question->since && table->at[row] <= question->until;

@@ -1,6 +1,7 @@
 from typing import final
 
-from typing_extensions import Buffer
+import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ["Postings"]
 
@@ -33,5 +34,5 @@ class Postings:
         """Add a row that holds `terms`; return its number, counted from 0."""
     def remove(self, row: int) -> None:
         """Take a row out of the index and its statistics. Raises IndexError for a row that never was."""
-    def score(self, terms: list[str], out: Buffer) -> None:
+    def score(self, terms: list[str], out: NDArray[np.float32]) -> None:
         """Add each row's score to `out`, float32 [at least len(self)]. Raises ValueError for a smaller one."""

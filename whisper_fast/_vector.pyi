@@ -1,6 +1,7 @@
 from typing import final
 
-from typing_extensions import Buffer
+import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ["Rows", "paths", "simd"]
 
@@ -15,8 +16,8 @@ class Rows:
     """The vectors of one user, in int8 with a float32 scale each, scanned exactly.
 
     A vector is brought to unit length and quantised symmetrically: `packed = round(127 * x / max|x|)`,
-    `x ~ packed * scale`. Beside it stand a scope (0 to 65,534), a time in seconds and the row said before it in the
-    same session. Every scan path gives the same integers, hence the same scores to the last bit.
+    `x ~ packed * scale`. Beside it stand a scope (0 to 4,294,967,294), a time in seconds and the row
+    said before it in the same session. Every scan path gives the same integers, hence scores equal to the last bit.
 
     A vector is float32 [dimension]; one with a value that is not finite is refused with ValueError, and so is
     everything else that does not fit. Questions may run in other threads while rows are appended.
@@ -32,7 +33,7 @@ class Rows:
         """Bytes held."""
     def __new__(cls, dimension: int) -> Rows: ...
     def __len__(self) -> int: ...
-    def append(self, vector: Buffer, scope: int, at: float, previous: int = -1) -> int:
+    def append(self, vector: NDArray[np.float32], scope: int, at: float, previous: int = -1) -> int:
         """Add a row said at `at` seconds after row `previous` (-1: the first of its session); return its number."""
     def append_packed(self, row: bytes, scale: float, scope: int, at: float, previous: int = -1) -> int:
         """Add a row as `packed` gave it."""
@@ -42,7 +43,7 @@ class Rows:
         """Hide a row for ever. Raises IndexError for a row that never was."""
     def top_k(
         self,
-        query: Buffer,
+        query: NDArray[np.float32],
         k: int,
         *,
         allowed: bytes | None = None,
@@ -56,8 +57,8 @@ class Rows:
         """
     def recall(
         self,
-        query: Buffer | None,
-        lexical: Buffer | None,
+        query: NDArray[np.float32] | None,
+        lexical: NDArray[np.float32] | None,
         k: int,
         *,
         allowed: bytes | None = None,

@@ -119,6 +119,8 @@ def recall(memory: MemoryStore, k: int, deadline: float) -> Component:
     async def search(turn: Turn) -> tuple[Recalled, ...]:
         message = turn.message
         vector = turn.get("embedding")
+        if vector is None:
+            vector = ()  # by words alone
         return tuple(await memory.recall(message.user, message.text, k=k, scope=message.scope, vector=vector))
 
     return Component("recall", search, deadline=deadline, needs=("embedding",), fallback=())

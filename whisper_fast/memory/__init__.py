@@ -1,1 +1,17 @@
-"""Per-user memory: segments, recall and the store over them."""
+"""Per-user memory: what was told, found again by words, meaning and neighbourhood.
+
+store      MemoryStore: the public face; truth in SQLite, segments in a bounded cache
+segment    one user's memories in memory: vectors, postings, texts
+item       what may be handed in, checked
+rows       the SQL
+embedding  texts to vectors
+terms      texts to stems (stopwords: those that say nothing)
+scopes     who may hear what was told where
+"""
+
+from __future__ import annotations
+
+from ..message import Recalled
+from .store import MemoryStore
+
+__all__ = ["MemoryStore", "Recalled"]

@@ -77,8 +77,8 @@ class FolderLock:
     Raises StoreLocked that names the process that holds it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        path = folder / "whisper-fast.lock"
+    def __init__(self, database: Path) -> None:
+        path = database.with_suffix(".lock")
         private_file(path)
         self._file = open(path, "r+")  # noqa: SIM115 - held until release(), the lock lives as long as the file
         try:
@@ -86,7 +86,9 @@ class FolderLock:
         except OSError:
             holder = self._file.read().strip() or "unknown"
             self._file.close()
-            raise StoreLocked(f"{folder} is in use by process {holder}; stop it or choose another folder") from None
+            raise StoreLocked(
+                f"{database.parent} is in use by process {holder}; stop it or choose another folder"
+            ) from None
         self._file.truncate(0)
         self._file.write(str(os.getpid()))
         self._file.flush()

@@ -59,9 +59,9 @@ class Database:
     `problem` is the last write's StoreError, None when the last write succeeded.
     """
 
-    def __init__(self, folder: Path, lock: FolderLock | None, connection: apsw.Connection) -> None:
-        self.folder = folder
-        self.path = folder / DATABASE
+    def __init__(self, path: Path, lock: FolderLock | None, connection: apsw.Connection) -> None:
+        self.folder = path.parent
+        self.path = path
         self.problem: StoreError | None = None
         self.commits = 0
         self.writes = 0
@@ -79,13 +79,13 @@ class Database:
         self._read_connections: list[apsw.Connection] = []
 
     @classmethod
-    async def open(cls, folder: Path, *, exclusive: bool = True) -> Database:
-        """Open the database in `folder`, made if it is not there, and bring its schema up to date.
+    async def open(cls, folder: Path, *, name: str = DATABASE, exclusive: bool = True) -> Database:
+        """Open the database `name` in `folder`, made if it is not there, and bring its schema up to date.
 
         `exclusive` is what an engine asks for: a second one on the same folder gets StoreLocked. Raises StoreError.
         """
-        lock, connection = await asyncio.to_thread(prepare, folder, exclusive)
-        return cls(folder, lock, connection)
+        lock, connection = await asyncio.to_thread(prepare, folder / name, exclusive)
+        return cls(folder / name, lock, connection)
 
     async def write(self, job: Callable[[apsw.Connection], T]) -> T:
         """Run `job` in the writer's transaction; when this returns, what it wrote is on the disk.
@@ -196,17 +196,17 @@ class Database:
             write.settle()
 
 
-def prepare(folder: Path, exclusive: bool) -> tuple[FolderLock | None, apsw.Connection]:
-    private_folder(folder)
-    lock = FolderLock(folder) if exclusive else None
+def prepare(path: Path, exclusive: bool) -> tuple[FolderLock | None, apsw.Connection]:
+    private_folder(path.parent)
+    lock = FolderLock(path) if exclusive else None
     try:
-        private_file(folder / DATABASE)
-        connection = connect(folder / DATABASE)
-        migrate(connection, lambda version: keep_old(connection, folder, version))
+        private_file(path)
+        connection = connect(path)
+        migrate(connection, lambda version: keep_old(connection, path.parent, version))
     except apsw.Error as error:
         if lock:
             lock.release()
-        raise translate(error, str(folder / DATABASE)) from error
+        raise translate(error, str(path)) from error
     except StoreError:
         if lock:
             lock.release()

@@ -1,0 +1,68 @@
+"""Texts to checked vectors, wherever the embedder does its work."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from .._vector import Rows
+from ..errors import InvalidMessage
+from ..models.embedder import StaticEmbedder
+from .rows import Vector
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..models.embedder import Embedder
+
+__all__ = ["Embedding", "checked", "pack"]
+
+INLINE_CHARACTERS: Final = 8192  # the static embedder takes less time for so few than a thread would
+
+
+class Embedding:
+    """Calls an embedder, or `through` in its place, and checks what it returns."""
+
+    def __init__(self, embedder: Embedder, through: Callable[[Sequence[str]], Awaitable[Any]] | None = None) -> None:
+        self.embedder = embedder
+        self._through = through or self._direct
+
+    async def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return float32 [len(texts), dimension]. Raises InvalidMessage for what is no such array, or not finite."""
+        if not texts:
+            return np.empty((0, self.embedder.dimension), np.float32)
+        return checked(await self._through(texts), len(texts), self.embedder)
+
+    async def _direct(self, texts: Sequence[str]) -> Any:
+        embedder = self.embedder
+        if iscoroutinefunction(embedder.embed):
+            return await embedder.embed(texts)
+        if isinstance(embedder, StaticEmbedder) and sum(map(len, texts)) <= INLINE_CHARACTERS:
+            return embedder.embed(texts)
+        found = await asyncio.to_thread(embedder.embed, texts)
+        return await found if isinstance(found, Awaitable) else found
+
+
+def checked(vectors: Any, count: int, embedder: Embedder) -> NDArray[np.float32]:
+    """Return `vectors` as float32 [count, dimension]. Raises InvalidMessage that names the embedder."""
+    try:
+        rows = np.ascontiguousarray(vectors, np.float32)
+    except (TypeError, ValueError) as error:
+        raise InvalidMessage(f"embedder {embedder.name} gave no array of vectors: {error}") from None
+    if rows.shape != (count, embedder.dimension):
+        raise InvalidMessage(
+            f"embedder {embedder.name} gave vectors of shape {rows.shape}; expected {(count, embedder.dimension)}"
+        )
+    if not np.isfinite(rows).all():
+        raise InvalidMessage(f"embedder {embedder.name} gave a vector with a value that is not finite")
+    return rows
+
+
+def pack(vectors: NDArray[np.float32]) -> list[Vector]:
+    """Return each row of float32 [n, dimension] as it is stored."""
+    rows = Rows(vectors.shape[1])
+    return [Vector(*rows.packed(rows.append(vector, 0, 0.0))) for vector in vectors]

@@ -1,0 +1,354 @@
+"""The memories of all users: each has a segment of its own, and there is no question that spans two of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from ..cache import Cache
+from ..errors import InvalidMessage, SettingsError, StoreError
+from ..message import Recalled, checked_scope, checked_user
+from ..models.embedder import StaticEmbedder
+from ..store.files import DATABASE
+from ..store.sqlite import Database
+from . import rows
+from .embedding import Embedding, checked, pack
+from .item import Item, as_item
+from .segment import TERM_CHARACTERS, Segment, item_terms
+from .terms import terms
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+    from datetime import datetime
+
+    import apsw
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ..models.embedder import Embedder
+
+__all__ = ["MemoryStore", "Pending"]
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+CACHE_BYTES: Final = 256 << 20
+INLINE_ROWS: Final = 20_000  # a recall over more goes to a thread: it would hold the loop for over a millisecond
+INLINE_CHARACTERS: Final = 16_384  # so many characters are cut into terms on the loop, in about a millisecond
+PAGE: Final = 500  # memories read at a time by an export
+
+
+class Pending:
+    """Checked and embedded memories of one user on their way to the disk."""
+
+    __slots__ = ("_changes", "_embedder", "_items", "_new", "_vectors", "_words", "ids", "user")
+
+    def __init__(
+        self,
+        user: str,
+        items: list[Item],
+        vectors: list[rows.Vector],
+        words: list[list[str]],
+        embedder: Embedder,
+        changes: int,
+    ) -> None:
+        self.user = user
+        self.ids: list[int] = []
+        self._items = items
+        self._vectors = vectors
+        self._words = words
+        self._embedder = embedder
+        self._changes = changes
+        self._new: list[bool] = []
+
+    def insert(self, connection: apsw.Connection) -> list[int]:
+        """Store the memories, inside a write job; return their ids. One whose source is known keeps its first id."""
+        if self._items:
+            embedder = rows.embedder_id(connection, self._embedder)
+            put = partial(rows.insert, connection, self.user, embedder)
+            stored = list(map(put, self._items, self._vectors))
+            self.ids = [number for number, _ in stored]
+            self._new = [new for _, new in stored]
+        return self.ids
+
+    def extend(self, segment: Segment) -> None:
+        """Add what `insert` stored to the user's segment."""
+        memories = zip(self.ids, self._items, self._vectors, self._words, self._new, strict=True)
+        for number, item, vector, words, new in memories:
+            if new:
+                segment.append(number, item, vector, words)
+
+
+class MemoryStore:
+    """What is remembered of each user, on disk and, for those who were here lately, in memory.
+
+    embed        `await embed(texts)` in place of `embedder.embed`, say through a batcher
+    cache_bytes  how much the segments of all users may take in memory together
+    caching      whether segments are kept; asked each time
+
+    Every method raises InvalidMessage for a user, scope or value that cannot be, StoreError for what the disk does.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        embedder: Embedder,
+        *,
+        embed: Callable[[Sequence[str]], Awaitable[Any]] | None = None,
+        cache_bytes: float = CACHE_BYTES,
+        caching: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._database = database
+        self._embed = Embedding(embedder, embed)
+        self._embedder = embedder
+        self._caching = caching
+        self._cache: Cache[str, Segment] = Cache(cache_bytes, weigher=attrgetter("nbytes"))
+        self._changes = 0  # how often something was taken away: what was prepared before is not shown, but read again
+        self._writes: set[asyncio.Task[Any]] = set()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, path: str | os.PathLike[str], embedder: Embedder | None = None) -> AsyncIterator[MemoryStore]:
+        """Open a store of its own in a folder, or in the file `path` if that ends in `.db`; close it at the end.
+
+        Without an embedder the static one of this package is used. Raises SettingsError for an address of a server.
+        """
+        if isinstance(path, str) and "://" in path:
+            raise SettingsError(f"memory path is {path!r:.80}; it must be a folder or a file that ends in .db")
+        place = Path(path)
+        folder, name = (place.parent, place.name) if place.suffix == ".db" else (place, DATABASE)
+        async with AsyncExitStack() as stack:
+            database = await Database.open(folder, name=name)
+            stack.push_async_callback(database.close)
+            store = cls(database, embedder if embedder is not None else await asyncio.to_thread(StaticEmbedder))
+            database.on_foreign_change(store.clear_cache)
+            stack.push_async_callback(store.settle)
+            yield store
+
+    async def add(
+        self,
+        user: str,
+        text: str,
+        *,
+        scope: str = "dm",
+        at: datetime | float | None = None,
+        speaker: str | None = None,
+        session: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        source: str | None = None,
+    ) -> int:
+        """Remember a text; return its id, counted per user from 1, when it is on the disk.
+
+        `scope` says where it was told, `at` when (None: now). `session` names the conversation it belongs to; without
+        one a pause of 30 minutes ends a session. What has the same `source` is stored once.
+        """
+        item = {"text": text, "scope": scope, "at": at, "speaker": speaker, "session": session}
+        [number] = await self.add_many(user, [{**item, "metadata": metadata, "source": source}])
+        return number
+
+    async def add_many(self, user: str, items: Iterable[str | Mapping[str, Any]]) -> list[int]:
+        """Remember texts, or mappings of `add`'s arguments, all or none; return their ids."""
+        pending = await self.prepare(user, items)
+        return await self._write(pending.insert, lambda _: self.publish(pending))
+
+    async def prepare(self, user: str, items: Iterable[str | Mapping[str, Any]], *, vectors: Any = None) -> Pending:
+        """Check and embed memories. `vectors`, if known, are [len(items), dimension]; else the embedder is asked.
+
+        What comes back is stored by its `insert`, in a write job, and after that shown by `publish`.
+        """
+        checked_user(user)
+        checked_items = [as_item(item) for item in items]
+        changes = self._changes
+        if vectors is None:
+            vectors = await self._embed([item.text for item in checked_items])
+        else:
+            vectors = checked(vectors, len(checked_items), self._embedder)
+        if sum(min(len(item.text), TERM_CHARACTERS) for item in checked_items) <= INLINE_CHARACTERS:
+            packed, words = digest(checked_items, vectors)
+        else:
+            packed, words = await asyncio.to_thread(digest, checked_items, vectors)
+        return Pending(user, checked_items, packed, words, self._embedder, changes)
+
+    def publish(self, pending: Pending) -> None:
+        """Show stored memories to the recalls that follow; on the loop, after the commit."""
+        segment = self._cache.get(pending.user)
+        if segment is None or pending._changes != self._changes:
+            self._cache.pop(pending.user)  # also tells a load that runs that it may have read too early
+            return
+        try:
+            pending.extend(segment)
+        except BaseException:
+            self._cache.pop(pending.user)  # half an append is worse than none: the truth is read again
+            raise
+        self._cache.reweigh(pending.user)
+
+    async def recall(
+        self, user: str, query: str, *, k: int = 10, scope: str = "dm", vector: Any = None
+    ) -> list[Recalled]:
+        """Return at most `k` memories of `user` that fit `query`, best first, of those that `scope` may see.
+
+        `vector`, if known, is the query's, [dimension]; an empty one means: by words alone.
+        """
+        checked_question(user, query, k, scope)
+        segment = await self._segment(user)
+        if not k or not segment:
+            return []
+        if vector is None:
+            [vector] = await self._embed([query])
+        else:
+            vector = checked([vector], 1, self._embedder)[0] if len(vector) else None
+        return await self._ask(segment, query, vector, k, scope)
+
+    async def recall_many(
+        self, questions: Iterable[tuple[str, str]], *, k: int = 10, scope: str = "dm"
+    ) -> list[list[Recalled]]:
+        """Answer many (user, query), each from that user's memories alone; the queries are embedded together."""
+        asked = list(questions)
+        for user, query in asked:
+            checked_question(user, query, k, scope)
+        vectors = await self._embed([query for _, query in asked])
+        answers = (
+            self.recall(user, query, k=k, scope=scope, vector=vector)
+            for (user, query), vector in zip(asked, vectors, strict=True)
+        )
+        return list(await asyncio.gather(*answers))
+
+    async def forget(self, user: str) -> None:
+        """Delete all that is remembered of `user`."""
+        checked_user(user)
+        await self._write(partial(rows.delete_user, user=user), lambda _: self._drop(user))
+
+    async def delete(self, user: str, number: int) -> bool:
+        """Delete one memory by its id; return whether it was there."""
+        checked_user(user)
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise InvalidMessage(f"id is {number!r:.80}; it must be what add returned")
+        return await self._write(partial(rows.delete, user=user, number=number), lambda _: self._drop(user, number))
+
+    async def export(self, user: str) -> AsyncIterator[dict[str, Any]]:
+        """Yield all memories of `user` in their order, as `add_many` takes them."""
+        checked_user(user)
+        after = 0
+        while found := await self._database.read(partial(rows.page, user=user, after=after, size=PAGE)):
+            for after, item in found:  # noqa: B007 - the last one is where the next page begins
+                yield item.as_dict()
+
+    async def warm(self, user: str) -> None:
+        """Bring a user's memories into memory before they are asked for."""
+        checked_user(user)
+        if self._caching():
+            await self._segment(user)
+
+    def clear_cache(self) -> None:
+        """Drop all segments, they are read again when they are needed: somebody else has written the store."""
+        self._changes += 1
+        self._cache.clear()
+
+    async def settle(self) -> None:
+        """Wait until what was handed in is on the disk, whoever stopped waiting for it."""
+        if self._writes:
+            await asyncio.wait(self._writes)
+
+    def stats(self) -> dict[str, Any]:
+        """Return what is held in memory and how often it served."""
+        cache = self._cache.stats()
+        return {
+            "segments": cache.entries,
+            "bytes": int(cache.weight),
+            "hits": cache.hits,
+            "misses": cache.misses,
+            "loads": cache.loads,
+            "evictions": cache.evictions,
+        }
+
+    async def _ask(
+        self, segment: Segment, query: str, vector: NDArray[np.float32] | None, k: int, scope: str
+    ) -> list[Recalled]:
+        if segment.rows > INLINE_ROWS or len(query) > INLINE_CHARACTERS:
+            return await asyncio.to_thread(answer, segment, query, vector, k, scope)
+        return answer(segment, query, vector, k, scope)
+
+    async def _segment(self, user: str) -> Segment:
+        if not self._caching():
+            return await self._load(user)
+        return await self._cache.get_or_load(user, self._load)
+
+    async def _load(self, user: str) -> Segment:
+        stored = await self._database.read(partial(rows.select, user=user, embedder=self._embedder))
+        if old := [memory for memory in stored if memory.vector is None]:
+            fresh = await self._embed_again(user, old)
+        else:
+            fresh = {}
+        if not stored:
+            return Segment(self._embedder.dimension)
+        return await asyncio.to_thread(built, self._embedder.dimension, stored, fresh)
+
+    async def _embed_again(self, user: str, old: list[rows.Stored]) -> dict[int, rows.Vector]:
+        """Return the vectors of memories that another embedder knew, and store them."""
+        vectors = await self._embed([memory.item.text for memory in old])
+        fresh = dict(zip((memory.id for memory in old), await asyncio.to_thread(pack, vectors), strict=True))
+
+        def store(connection: apsw.Connection) -> None:
+            rows.replace_vectors(connection, user, rows.embedder_id(connection, self._embedder), fresh.items())
+
+        try:
+            await self._database.write(store)
+        except StoreError as error:
+            log.warning("%d memories were embedded again and could not be stored so: %s", len(fresh), error)
+        return fresh
+
+    async def _write(self, job: Callable[[apsw.Connection], T], then: Callable[[T], None]) -> T:
+        """Run a write job, and `then` once it is on the disk, even if the caller stops waiting."""
+
+        async def write() -> T:
+            result = await self._database.write(job)
+            then(result)
+            return result
+
+        task = asyncio.create_task(write(), name="memory-write")
+        self._writes.add(task)
+        task.add_done_callback(self._written)
+        return await asyncio.shield(task)
+
+    def _written(self, task: asyncio.Task[Any]) -> None:
+        self._writes.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, even if nobody waits for it any more
+
+    def _drop(self, user: str, number: int | None = None) -> None:
+        self._changes += 1
+        segment = self._cache.get(user)
+        if segment is None or number is None:
+            self._cache.pop(user)
+        else:
+            segment.remove(number)
+
+
+def checked_question(user: str, query: str, k: int, scope: str) -> None:
+    checked_user(user)
+    checked_scope(scope)
+    if not isinstance(query, str):
+        raise InvalidMessage(f"query is {type(query).__name__}; it must be a string")
+    if isinstance(k, bool) or not isinstance(k, int) or k < 0:
+        raise InvalidMessage(f"k is {k!r:.80}; it must be a whole number from 0")
+
+
+def digest(items: list[Item], vectors: NDArray[np.float32]) -> tuple[list[rows.Vector], list[list[str]]]:
+    return pack(vectors), [item_terms(item) for item in items]
+
+
+def answer(segment: Segment, query: str, vector: NDArray[np.float32] | None, k: int, scope: str) -> list[Recalled]:
+    return segment.recall(terms(query[:TERM_CHARACTERS]), vector, k, scope)
+
+
+def built(dimension: int, stored: list[rows.Stored], fresh: Mapping[int, rows.Vector]) -> Segment:
+    segment = Segment(dimension)
+    for number, item, vector in stored:
+        segment.append(number, item, vector or fresh[number], item_terms(item))
+    return segment
