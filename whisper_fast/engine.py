@@ -37,7 +37,7 @@ from .store.sqlite import Database
 from .ticket import ReplyStream, Ticket
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine
     from pathlib import Path
 
     from .lanes import Place
@@ -116,7 +116,12 @@ class Engine:
             pool, description = await pool_for(llm, settings)
             if pool is not llm:  # a pool that was handed in belongs to whoever made it
                 stack.push_async_callback(pool.close)
-            engine = cls(settings, database, pool, embedder or await asyncio.to_thread(StaticEmbedder))
+            engine = cls(
+                settings,
+                database,
+                pool,
+                embedder if embedder is not None else await asyncio.to_thread(StaticEmbedder),
+            )
             engine.llm_description = description
             stack.push_async_callback(engine._stop)
             await engine._recover()
@@ -192,14 +197,13 @@ class Engine:
 
     async def forget(self, user: str) -> None:
         """Delete everything of `user`: memories, conversations, journal; after the user's running turn."""
-        place = self._lanes.enter(checked_user(user), 0)
-        done = asyncio.get_running_loop().create_future()
-        place.start(partial(self._forget, user, done), "forget")
-        await asyncio.shield(done)
+        await self._in_lane(checked_user(user), partial(self._forget, user), "forget")
 
-    def export(self, user: str) -> AsyncIterator[dict[str, Any]]:
-        """Yield the memories of `user` as dicts that `memory.add_many` takes again."""
-        return self.memory.export(checked_user(user))
+    async def export(self, user: str) -> AsyncIterator[dict[str, Any]]:
+        """Yield the memories of `user`, all turns so far included, as dicts that `memory.add_many` takes again."""
+        await self._in_lane(checked_user(user), partial(asyncio.sleep, 0), "export")
+        async for memory in self.memory.export(user):
+            yield memory
 
     async def backup(self, target: Path) -> dict[str, object]:
         """Write a verified copy of the database to `target` while messages go on. Raises StoreError."""
@@ -303,7 +307,7 @@ class Engine:
         if not message.remember:
             await self._journal.complete(entry)
             return
-        memory = {"text": message.text, "scope": message.scope, "at": message.at, "source": source(message)}
+        memory = {"text": message.text, "scope": message.scope, "at": message.at, "source": f"turn:{entry.id}"}
         vectors = None if vector is None else [vector]
         pending = await self.memory.prepare(message.user, [memory], vectors=vectors)
         said = partial(self._conversations.insert, turn=entry.id, message=message, reply=reply.text)
@@ -337,15 +341,16 @@ class Engine:
         except StoreError as error:
             log.error("message %s is answered and not yet remembered: %s", entry.message.id, error)
 
-    async def _forget(self, user: str, done: asyncio.Future[None]) -> None:
-        try:
-            await self._database.write(partial(forget_user, user=user))
-            await self.memory.forget(user)
-            self._conversations.forget(user)
-        except Exception as error:  # noqa: BLE001 - handed to the caller of forget()
-            done.set_exception(error)
-        else:
-            done.set_result(None)
+    async def _in_lane(self, user: str, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+        """Run `work` after the user's turns that are under way; raises what it raises."""
+        place = self._lanes.enter(user, 0)
+        place.start(work, name)
+        await place.ended()
+
+    async def _forget(self, user: str) -> None:
+        await self._database.write(partial(forget_user, user=user))
+        await self.memory.forget(user)
+        self._conversations.forget(user)
 
     async def _preload(self, user: str) -> None:
         try:
@@ -374,11 +379,6 @@ class Engine:
 
 def stopped() -> Closed:
     return Closed("the engine stopped first; the message is kept and is answered after the next start")
-
-
-def source(message: Message) -> str:
-    """Return what makes a message's memory one: delivered again, it is not stored again."""
-    return f"{message.platform}\x1f{message.channel}\x1f{message.id}"
 
 
 async def pool_for(llm: LLMPool | ChatProvider | Endpoint | None, settings: Settings) -> tuple[LLMPool, str]:

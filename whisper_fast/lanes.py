@@ -21,11 +21,12 @@ __all__ = ["Lanes", "Place"]
 class Place:
     """A message's place in its user's lane; either `start` it or `leave` it."""
 
-    __slots__ = ("_lanes", "_left", "name", "size", "task", "user", "work")
+    __slots__ = ("_ended", "_lanes", "_left", "name", "size", "task", "user", "work")
 
     def __init__(self, lanes: Lanes, user: str, size: int) -> None:
         self._lanes = lanes
         self._left = False
+        self._ended: asyncio.Future[None] | None = None
         self.user = user
         self.size = size
         self.name = ""
@@ -37,11 +38,29 @@ class Place:
         self.work, self.name = work, name
         self._lanes._advance(self.user)
 
+    async def ended(self) -> None:
+        """Wait for the end of the work; raises what it raises, Closed if it never ran or was cancelled."""
+        self._ended = asyncio.get_running_loop().create_future()
+        if self._left:
+            self._finish()
+        await self._ended
+
     def leave(self) -> None:
         """Give the place back; a second call does nothing."""
         if not self._left:
             self._left = True
             self._lanes._leave(self)
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._ended is None or self._ended.done():
+            return
+        if self.task is None or self.task.cancelled():
+            self._ended.set_exception(Closed("the engine stopped first"))
+        elif error := self.task.exception():
+            self._ended.set_exception(error)
+        else:
+            self._ended.set_result(None)
 
 
 class Lanes:
@@ -86,9 +105,10 @@ class Lanes:
         """Cancel every running turn and wait for its end; what waits behind never starts."""
         self.closed = True
         tasks = [place.task for lane in self._lanes.values() for place in lane if place.task is not None]
-        for lane in self._lanes.values():
-            for place in lane:
-                place.work = None if place.task is None else place.work
+        idle = [place for lane in self._lanes.values() for place in lane if place.task is None]
+        for place in idle:
+            place.work = None
+            place.leave()
         for task in tasks:
             task.cancel()
         if tasks:

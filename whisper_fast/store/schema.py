@@ -22,7 +22,7 @@ APPLICATION_ID = 0x57464153  # "WFAS": tells our files from other people's datab
 MIGRATIONS = (
     """
     CREATE TABLE journal (
-        id INTEGER PRIMARY KEY,
+        id INTEGER PRIMARY KEY AUTOINCREMENT,  -- names the turn elsewhere: never given twice
         platform TEXT NOT NULL, channel TEXT NOT NULL, user TEXT NOT NULL, message_id TEXT NOT NULL,
         state INTEGER NOT NULL DEFAULT 0,
         accepted_at REAL NOT NULL,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import apsw
 
-from ..errors import Closed, StoreError
+from ..errors import Closed, StoreCorrupt, StoreError, StoreFull, StoreReadOnly
 from .backup import snapshot, stamp
 from .files import DATABASE, FolderLock, connect, private_file, private_folder, translate
 from .schema import migrate
@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 GROUP = 1024  # jobs in one commit at most: bounds how long the first of them waits for the last
 READERS = 2
+UNWELL = (StoreFull, StoreReadOnly, StoreCorrupt)  # what is the disk's fault, not the job's
 
 
 class Write:
@@ -156,7 +157,7 @@ class Database:
             for write in group:
                 self._apply(write)
             self._connection.execute("COMMIT")
-            self.problem = None
+            self.problem = next((w.error for w in group if isinstance(w.error, UNWELL)), None)
         except apsw.Error as error:
             self._undo(group, translate(error, str(self.path)))
         self.commits += 1
