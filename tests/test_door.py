@@ -51,12 +51,9 @@ class RecordingEngine:
         self.fault = self.later = None
         self.hold = None
         self.embedder = SimpleNamespace(name="static-128", dimension=2)
-        self.llm = self
+        self.llm = SimpleNamespace(models=("tiny-llm",))
         self.llm_description = "a tiny model answers"
         self.state = {"ready": True}
-
-    async def models(self):
-        return ["tiny-llm"]
 
     async def embed(self, texts):
         return np.array([[len(text), 0.5] for text in texts], np.float32)

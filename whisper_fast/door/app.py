@@ -85,8 +85,7 @@ class Door:
         """Answer one message, in one piece or streamed."""
         caller = self.keys.caller(request.headers.get("authorization"))
         asked, fields = decoded(await read(request), ChatRequest)
-        if asked.model != MODEL:
-            check_model(asked.model, await self._models())
+        check_model(asked.model, self._models())
         message = message_of(
             asked,
             fields,
@@ -131,14 +130,14 @@ class Door:
     async def models(self, request: Request) -> Response:
         """List the names that a request may ask for."""
         self.keys.caller(request.headers.get("authorization"))
-        names = [*await self._models(), self.engine.embedder.name]
+        names = [*self._models(), self.engine.embedder.name]
         return as_json({"object": "list", "data": model_list(names, self.born)})
 
     async def model(self, request: Request) -> Response:
         """Describe one model."""
         self.keys.caller(request.headers.get("authorization"))
         name = request.path_params["name"]
-        check_model(name, [*await self._models(), self.engine.embedder.name])
+        check_model(name, [*self._models(), self.engine.embedder.name])
         return as_json(model_list([name], self.born)[0])
 
     async def healthy(self, _: Request) -> Response:
@@ -160,8 +159,8 @@ class Door:
         text, content_type = metrics.exposition(self.registry, request.headers.get("accept", ""))
         return Response(text, headers={"content-type": content_type})
 
-    async def _models(self) -> list[str]:
-        return [MODEL, *(name for name in await self.engine.llm.models() if name != MODEL)]
+    def _models(self) -> list[str]:
+        return [MODEL, *(name for name in self.engine.llm.models if name != MODEL)]
 
 
 def check_model(name: str, known: list[str]) -> None:
