@@ -1,0 +1,352 @@
+"""Micro-batching: many callers, one call of the function that costs as much for thirty-two items as for one.
+
+It is work-conserving. An idle batcher dispatches what came within one turn of the event loop at once; while a batch
+runs the next one fills. `max_batch` and `max_wait` are bounds, never a pause: an item that has waited `max_wait`
+behind a running batch starts a further one beside it. What goes into a batch, and in what order, is compiled: see
+`pyx/_batch.pyx`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Set, Sized
+from inspect import isawaitable
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+import msgspec
+
+from ._batch import Assembly
+from .errors import BatchMismatch, Closed, Overloaded
+from .executor import coroutine_function
+from .waiter import Group, Member, Waiter, expire, fail_all, unwrapped
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from .executor import Executor
+
+__all__ = ["BatcherStats", "MicroBatcher"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+SHORTEST_TIMER = 0.001  # seconds; uvloop's timers tick in whole milliseconds
+CLOSING_GRACE = 1.0  # seconds that a cancelled batch function has to end
+UNORDERED = (str, bytes, Mapping, Set)
+
+
+class BatcherStats(msgspec.Struct, frozen=True):
+    """What a batcher has done, and what is in it now.
+
+    `batches` were released because they were full, would have broken the cost budget, nothing ran (idle), or an item
+    had waited `max_wait` (linger); `direct` are calls of one item while batching was off. `calls` counts every call
+    of the function, those that look for the item at fault included.
+    """
+
+    items: int
+    batches: int
+    calls: int
+    full: int
+    cost: int
+    idle: int
+    linger: int
+    direct: int
+    waiting: int
+    running: int
+
+
+class MicroBatcher(Generic[T, R]):
+    """Collects items of many callers into calls `fn(list) -> sequence of one result an item`, sync or async.
+
+    max_batch, max_wait   items in a batch; seconds after which an item no longer waits for the batch before it
+    cost, max_cost        what an item costs, and what a batch may cost; an item above that goes alone
+    executor              runs a `fn` that is not a coroutine function (`kind="auto"`); without one it runs inline
+    enabled               asked at each submit: while it says False every item is a call of its own
+    max_queue             items that may wait; above it Overloaded is raised and nothing is kept
+    max_concurrent        batches that may run at once when items linger
+
+    Inside a batch smaller priorities come first, users take turns, and each user's items go by their deadline. A
+    batch that raises is halved until the items at fault are alone (2 log2(n) further calls for one of n), and only
+    their waiters get the error. An error that is `retriable` (see errors) says nothing about an item: all get it.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[[list[T]], Any],
+        *,
+        max_batch: int = 32,
+        max_wait: float = 0.1,
+        cost: Callable[[T], float] | None = None,
+        max_cost: float | None = None,
+        executor: Executor | None = None,
+        enabled: Callable[[], bool] | None = None,
+        max_queue: int = 10_000,
+        max_concurrent: int = 4,
+        name: str = "batch",
+    ) -> None:
+        if not max_wait >= 0:
+            raise ValueError(f"max_wait is {max_wait!r}; it must be at least 0 seconds")
+        for bound, value in (("max_queue", max_queue), ("max_concurrent", max_concurrent)):
+            if value < 1:
+                raise ValueError(f"{bound} is {value!r}; it must be at least 1")
+        self._queue = Assembly(max_batch) if max_cost is None else Assembly(max_batch, max_cost)
+        self._fn = fn
+        self._executor = None if coroutine_function(fn) else executor
+        self._cost = cost
+        self._enabled = enabled
+        self._max_wait = max_wait
+        self._max_queue = max_queue
+        self._max_concurrent = max_concurrent
+        self._name = name
+        self._running = 0
+        self._scheduled = False
+        self._closed = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: dict[asyncio.Task[None], list[Waiter]] = {}  # each with those it must answer now
+        self._released = {"full": 0, "cost": 0, "idle": 0, "linger": 0, "direct": 0}
+        self._items = self._calls = 0
+
+    # ---- for callers
+
+    async def submit(self, item: T, *, user: object = None, priority: int = 0, timeout: float | None = None) -> R:
+        """Return the function's result for `item`. Cancelling it takes the item out of the queue.
+
+        Raises Overloaded, Closed, DeadlineExceeded after `timeout` seconds, BatchMismatch, and whatever the function
+        (or the cost function) raises for this item.
+        """
+        self._check_room(1)
+        loop = asyncio.get_running_loop()
+        waiter = Waiter(item, loop.create_future())
+        self._append(waiter, user, priority, timeout)
+        timer = self._expire_later(waiter.future, timeout)
+        try:
+            return cast("R", await waiter.future)
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if not waiter.taken:
+                self._queue.remove(waiter)
+
+    async def submit_many(
+        self,
+        items: Iterable[T],
+        *,
+        user: object = None,
+        priority: int = 0,
+        timeout: float | None = None,
+        return_exceptions: bool = False,
+    ) -> list[R]:
+        """Return the results of all items, in their order; they may share batches with other callers' items.
+
+        Waits for all of them; then the first failure is raised, or stands in its place if `return_exceptions`.
+        """
+        pending = list(items)
+        self._check_room(len(pending))
+        if not pending:
+            return []
+        group = Group(len(pending), asyncio.get_running_loop().create_future())
+        members = [Member(item, group, index) for index, item in enumerate(pending)]
+        for member in members:
+            self._append(member, user, priority, timeout)
+        timer = self._expire_later(group.future, timeout)
+        try:
+            await group.future
+        finally:
+            if timer is not None:
+                timer.cancel()
+            for member in members:
+                if not member.taken:
+                    self._queue.remove(member)
+        return unwrapped(group.results, return_exceptions)
+
+    def stats(self) -> BatcherStats:
+        """Return the counters and what waits now."""
+        return BatcherStats(
+            items=self._items,
+            batches=sum(self._released.values()) - self._released["direct"],
+            calls=self._calls,
+            waiting=len(self._queue),
+            running=self._running,
+            **self._released,
+        )
+
+    async def drain(self) -> None:
+        """Return when everything that was accepted has been answered."""
+        while self._tasks or len(self._queue):
+            await (asyncio.wait(self._tasks) if self._tasks else asyncio.sleep(0))
+
+    async def close(self) -> None:
+        """Take no more; whoever still waits gets Closed. A function that ignores its cancellation is left behind."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        while left := self._take():
+            for waiter in left:
+                waiter.fail(Closed("the batcher was closed before this item's turn came"))
+        tasks = list(self._tasks)
+        for task in tasks:
+            for waiter in self._tasks[task]:
+                waiter.fail(Closed("the batcher was closed while this item's batch was running"))
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSING_GRACE)
+
+    async def __aenter__(self) -> MicroBatcher[T, R]:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            await self.drain()
+        await self.close()
+
+    # ---- append, linger
+
+    def _check_room(self, count: int) -> None:
+        if self._closed:
+            raise Closed("the batcher is closed")
+        waiting = len(self._queue)
+        if waiting + count > self._max_queue:
+            raise Overloaded(f"{waiting} items wait and {count} came; at most {self._max_queue} may wait")
+
+    def _append(self, waiter: Waiter, user: object, priority: int, timeout: float | None) -> None:
+        self._items += 1
+        if self._enabled is not None and not self._enabled():
+            self._released["direct"] += 1
+            waiter.taken = True
+            self._start(self._serve([waiter]), [waiter])
+            return
+        try:
+            cost = 1.0 if self._cost is None else self._cost(waiter.item)
+            deadline = float("inf") if timeout is None else monotonic() + timeout
+            self._queue.append(waiter, user, priority, deadline, cost)
+        except Exception as error:  # noqa: BLE001 - whatever a cost function raises is for its item alone
+            waiter.fail(error)
+            return
+        self._wake()
+
+    def _wake(self) -> None:
+        """See to it that what waits will go: in this turn of the loop, or when its time behind a batch is over."""
+        if self._running:
+            self._linger_later()
+        elif not self._scheduled and len(self._queue):
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._dispatch)
+
+    def _expire_later(self, future: asyncio.Future[Any], timeout: float | None) -> asyncio.TimerHandle | None:
+        if timeout is None:
+            return None
+        return future.get_loop().call_later(max(timeout, SHORTEST_TIMER), expire, future, timeout)
+
+    def _linger_later(self) -> None:
+        """See to it that the oldest item does not wait longer than `max_wait` behind a running batch."""
+        oldest = self._queue.oldest
+        if self._timer is not None or oldest is None or not 0 < self._running < self._max_concurrent:
+            return
+        delay = oldest + self._max_wait - monotonic()
+        if delay != float("inf"):
+            self._timer = asyncio.get_running_loop().call_later(max(delay, SHORTEST_TIMER), self._linger)
+
+    def _linger(self) -> None:
+        self._timer = None
+        if self._overdue():
+            self._dispatch(lingered=True)
+        self._linger_later()
+
+    def _overdue(self) -> bool:
+        oldest = self._queue.oldest
+        return oldest is not None and monotonic() - oldest >= self._max_wait
+
+    # ---- dispatch
+
+    def _dispatch(self, lingered: bool = False) -> None:
+        self._scheduled = False
+        beside = lingered and self._running < self._max_concurrent
+        if (self._running == 0 or beside) and (batch := self._release(lingered)):
+            self._running += 1
+            self._start(self._work(batch), batch)
+
+    def _release(self, lingered: bool) -> list[Waiter]:
+        """Take the next batch out of the queue and note why it goes now."""
+        batch = self._take()
+        if batch:
+            why = self._queue.released_by
+            self._released[("linger" if lingered else "idle") if why == "empty" else why] += 1
+        return batch
+
+    def _take(self) -> list[Waiter]:
+        batch = cast("list[Waiter]", self._queue.fill())
+        for waiter in batch:
+            waiter.taken = True
+        return batch
+
+    def _start(self, work: Any, waiters: list[Waiter]) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=self._name)
+        self._tasks[task] = waiters
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        del self._tasks[task]
+
+    async def _work(self, batch: list[Waiter]) -> None:
+        """Serve one batch after the other until nothing waits, or others are at it."""
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        try:
+            while batch:
+                self._tasks[task] = batch
+                await self._serve(batch)
+                await asyncio.sleep(0)  # those who got their answers may go on first
+                overdue = self._overdue()
+                batch = self._release(overdue) if self._running == 1 or overdue else []
+        finally:
+            self._running -= 1
+            if not self._closed:
+                self._wake()
+
+    # ---- one batch
+
+    async def _serve(self, waiters: list[Waiter]) -> None:
+        """Call the function for those who still wait, and give each its result or error."""
+        waiters = [waiter for waiter in waiters if waiter.live]
+        if not waiters:
+            return
+        try:
+            results = await self._call([waiter.item for waiter in waiters])
+            check_results(results, len(waiters))
+            for waiter, result in zip(waiters, results, strict=True):
+                waiter.answer(result)
+        except Exception as error:  # noqa: BLE001 - whatever a batch function raises is for its waiters
+            await self._blame(waiters, error)
+        except BaseException as error:
+            cancelled = isinstance(error, asyncio.CancelledError)
+            fail_all(waiters, Closed("the batch was cancelled while it ran") if cancelled else error)
+            if not cancelled or cast("asyncio.Task[None]", asyncio.current_task()).cancelling():
+                raise
+
+    async def _call(self, items: list[T]) -> Any:
+        self._calls += 1
+        if self._executor is not None:
+            return await self._executor.run(self._fn, items)
+        results = self._fn(items)
+        return await results if isawaitable(results) else results
+
+    async def _blame(self, waiters: list[Waiter], error: Exception) -> None:
+        """Find the items at fault: each half is a call of its own, down to single items."""
+        shared = isinstance(error, BatchMismatch) or getattr(error, "retriable", False)
+        if shared or len(waiters) == 1:
+            fail_all(waiters, error)
+            return
+        middle = len(waiters) // 2
+        await self._serve(waiters[:middle])
+        await self._serve(waiters[middle:])
+
+
+def check_results(results: Any, expected: int) -> None:
+    """Raise BatchMismatch unless `results` is a sequence of the expected length."""
+    if not isinstance(results, Sized) or isinstance(results, UNORDERED):
+        found = type(results).__name__
+        raise BatchMismatch(f"the batch function returned {found}; it must return a sequence, one result an item")
+    if len(results) != expected:
+        raise BatchMismatch(f"the batch function returned {len(results)} results for {expected} items")
