@@ -14,7 +14,7 @@ import msgspec
 from ..errors import InvalidMessage
 from ..message import checked_id, checked_scope
 
-__all__ = ["Item", "as_item"]
+__all__ = ["SURROGATE", "Item", "as_item"]
 
 TEXT_BYTES: Final = 1 << 20
 METADATA_BYTES: Final = 64 << 10

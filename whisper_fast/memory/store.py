@@ -18,7 +18,7 @@ from ..store.files import DATABASE
 from ..store.sqlite import Database
 from . import rows
 from .embedding import Embedding, checked, pack
-from .item import Item, as_item
+from .item import SURROGATE, Item, as_item
 from .segment import TERM_CHARACTERS, Segment, item_terms
 from .terms import terms
 
@@ -195,7 +195,7 @@ class MemoryStore:
 
         `vector`, if known, is the query's, [dimension]; an empty one means: by words alone.
         """
-        checked_question(user, query, k, scope)
+        query = checked_question(user, query, k, scope)
         segment = await self._segment(user)
         if not k or not segment:
             return []
@@ -209,9 +209,7 @@ class MemoryStore:
         self, questions: Iterable[tuple[str, str]], *, k: int = 10, scope: str = "dm"
     ) -> list[list[Recalled]]:
         """Answer many (user, query), each from that user's memories alone; the queries are embedded together."""
-        asked = list(questions)
-        for user, query in asked:
-            checked_question(user, query, k, scope)
+        asked = [(user, checked_question(user, query, k, scope)) for user, query in questions]
         vectors = await self._embed([query for _, query in asked])
         answers = (
             self.recall(user, query, k=k, scope=scope, vector=vector)
@@ -330,13 +328,14 @@ class MemoryStore:
             segment.remove(number)
 
 
-def checked_question(user: str, query: str, k: int, scope: str) -> None:
+def checked_question(user: str, query: str, k: int, scope: str) -> str:
     checked_user(user)
     checked_scope(scope)
     if not isinstance(query, str):
         raise InvalidMessage(f"query is {type(query).__name__}; it must be a string")
     if isinstance(k, bool) or not isinstance(k, int) or k < 0:
         raise InvalidMessage(f"k is {k!r:.80}; it must be a whole number from 0")
+    return SURROGATE.sub("\ufffd", query)
 
 
 def digest(items: list[Item], vectors: NDArray[np.float32]) -> tuple[list[rows.Vector], list[list[str]]]:
