@@ -42,8 +42,16 @@ def alive():
     threads = {t.name for t in threading.enumerate() if t is not threading.main_thread()}
     children = {f"{c.pid} {c.name()}" for c in process.children(recursive=True)}
     sockets = {f"{c.laddr}->{c.raddr}" for c in process.net_connections() if c.status != "TIME_WAIT"}
-    shared = {p.name for p in Path("/dev/shm").iterdir()} if os.path.isdir("/dev/shm") else set()
-    return {"threads": threads, "children": children, "sockets": sockets, "shared memory": shared}
+    return {"threads": threads, "children": children, "sockets": sockets, "shared memory": shared_memory()}
+
+
+def shared_memory():
+    """Return the shared-memory files that are ours: by their name, or because this process has them mapped."""
+    if not os.path.isdir("/dev/shm"):
+        return set()
+    maps = Path("/proc/self/maps").read_text()
+    names = {path.name for path in Path("/dev/shm").iterdir()}
+    return {name for name in names if name.startswith("whisper") or f"/dev/shm/{name}" in maps}
 
 
 @pytest.fixture(autouse=True)
