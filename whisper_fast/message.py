@@ -14,7 +14,18 @@ from .errors import InvalidMessage
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["ChatMessage", "Delta", "Message", "Recalled", "Reply", "Turn", "Usage", "checked_scope", "checked_user"]
+__all__ = [
+    "ChatMessage",
+    "Delta",
+    "Message",
+    "Recalled",
+    "Reply",
+    "Turn",
+    "Usage",
+    "checked_id",
+    "checked_scope",
+    "checked_user",
+]
 
 ChatMessage = dict[str, Any]
 """One message of the OpenAI chat protocol, passed through as it is: `{"role": ..., "content": ...}`."""

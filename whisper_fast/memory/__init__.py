@@ -1,6 +1,7 @@
 """Per-user memory: what was told, found again by words, meaning and neighbourhood.
 
 store      MemoryStore: the public face; truth in SQLite, segments in a bounded cache
+pending    memories on their way to the disk
 segment    one user's memories in memory: vectors, postings, texts
 item       what may be handed in, checked
 rows       the SQL

@@ -18,7 +18,8 @@ from ..store.files import DATABASE
 from ..store.sqlite import Database
 from . import rows
 from .embedding import Embedding, checked, pack
-from .item import SURROGATE, Item, as_item
+from .item import SURROGATE, as_item
+from .pending import Pending
 from .segment import TERM_CHARACTERS, Segment, item_terms
 from .terms import terms
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from ..models.embedder import Embedder
 
-__all__ = ["MemoryStore", "Pending"]
+__all__ = ["MemoryStore"]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -42,47 +43,6 @@ CACHE_BYTES: Final = 256 << 20
 INLINE_ROWS: Final = 20_000  # a recall over more goes to a thread: it would hold the loop for over a millisecond
 INLINE_CHARACTERS: Final = 16_384  # so many characters are cut into terms on the loop, in about a millisecond
 PAGE: Final = 500  # memories read at a time by an export
-
-
-class Pending:
-    """Checked and embedded memories of one user on their way to the disk."""
-
-    __slots__ = ("_changes", "_embedder", "_items", "_new", "_vectors", "_words", "ids", "user")
-
-    def __init__(
-        self,
-        user: str,
-        items: list[Item],
-        vectors: list[rows.Vector],
-        words: list[list[str]],
-        embedder: Embedder,
-        changes: int,
-    ) -> None:
-        self.user = user
-        self.ids: list[int] = []
-        self._items = items
-        self._vectors = vectors
-        self._words = words
-        self._embedder = embedder
-        self._changes = changes
-        self._new: list[bool] = []
-
-    def insert(self, connection: apsw.Connection) -> list[int]:
-        """Store the memories, inside a write job; return their ids. One whose source is known keeps its first id."""
-        if self._items:
-            embedder = rows.embedder_id(connection, self._embedder)
-            put = partial(rows.insert, connection, self.user, embedder)
-            stored = list(map(put, self._items, self._vectors))
-            self.ids = [number for number, _ in stored]
-            self._new = [new for _, new in stored]
-        return self.ids
-
-    def extend(self, segment: Segment) -> None:
-        """Add what `insert` stored to the user's segment."""
-        memories = zip(self.ids, self._items, self._vectors, self._words, self._new, strict=True)
-        for number, item, vector, words, new in memories:
-            if new:
-                segment.append(number, item, vector, words)
 
 
 class MemoryStore:
@@ -164,21 +124,19 @@ class MemoryStore:
         """
         checked_user(user)
         checked_items = [as_item(item) for item in items]
-        changes = self._changes
         if vectors is None:
             vectors = await self._embed([item.text for item in checked_items])
         else:
             vectors = checked(vectors, len(checked_items), self._embedder)
+        new = partial(Pending, user, checked_items, vectors, self._embedder, self._changes)
         if sum(min(len(item.text), TERM_CHARACTERS) for item in checked_items) <= INLINE_CHARACTERS:
-            packed, words = digest(checked_items, vectors)
-        else:
-            packed, words = await asyncio.to_thread(digest, checked_items, vectors)
-        return Pending(user, checked_items, packed, words, self._embedder, changes)
+            return new()
+        return await asyncio.to_thread(new)
 
     def publish(self, pending: Pending) -> None:
         """Show stored memories to the recalls that follow; on the loop, after the commit."""
         segment = self._cache.get(pending.user)
-        if segment is None or pending._changes != self._changes:
+        if segment is None or pending.changes != self._changes:
             self._cache.pop(pending.user)  # also tells a load that runs that it may have read too early
             return
         try:
@@ -336,10 +294,6 @@ def checked_question(user: str, query: str, k: int, scope: str) -> str:
     if isinstance(k, bool) or not isinstance(k, int) or k < 0:
         raise InvalidMessage(f"k is {k!r:.80}; it must be a whole number from 0")
     return SURROGATE.sub("\ufffd", query)
-
-
-def digest(items: list[Item], vectors: NDArray[np.float32]) -> tuple[list[rows.Vector], list[list[str]]]:
-    return pack(vectors), [item_terms(item) for item in items]
 
 
 def answer(segment: Segment, query: str, vector: NDArray[np.float32] | None, k: int, scope: str) -> list[Recalled]:
