@@ -31,7 +31,7 @@ class Component:
     counts as failed. `needs` names components that start before it; where one of them fails its fallback is found.
     """
 
-    __slots__ = ("asynchronous", "check", "deadline", "fallback", "fn", "kind", "name", "needs")
+    __slots__ = ("asynchronous", "check", "deadline", "fallback", "fn", "name", "needs")
 
     def __init__(
         self,
@@ -42,7 +42,6 @@ class Component:
         needs: tuple[str, ...] = (),
         fallback: Any = None,
         check: Callable[[Any], Any] | None = None,
-        kind: str = "auto",
     ) -> None:
         self.name = name
         self.fn = fn
@@ -50,7 +49,6 @@ class Component:
         self.needs = needs
         self.fallback = fallback
         self.check = check
-        self.kind = kind
         self.asynchronous = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(
             getattr(fn, "__call__", None)  # noqa: B004 - asked for its kind, not for being callable
         )

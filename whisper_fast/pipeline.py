@@ -98,7 +98,7 @@ class Pipeline:
         return self._blocking(component, turn)
 
     async def _blocking(self, component: Component, turn: Turn) -> Any:
-        value = await self._executor.run(component.fn, turn, kind=component.kind)
+        value = await self._executor.run(component.fn, turn)
         return await value if inspect.isawaitable(value) else value
 
     def _keep(self, component: Component, turn: Turn, began: float, value: Any) -> None:
