@@ -127,6 +127,7 @@ class MicroBatcher(Generic[T, R]):
                 timer.cancel()
             if not waiter.taken:
                 self._queue.remove(waiter)
+            del waiter  # an error would keep itself alive through its traceback and this frame
 
     async def submit_many(
         self,

@@ -173,6 +173,7 @@ class Flight:
             return await waiter
         finally:
             self._waiters.discard(waiter)
+            del waiter  # an error would keep itself alive through its traceback and this frame
             if not self._waiters and self._task is not None:
                 self._task.cancel()
                 self._withdraw()

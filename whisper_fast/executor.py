@@ -212,6 +212,7 @@ class Executor:
         finally:
             if job.wall:
                 self._learn(profile, job)
+            del job  # breaks the same cycle as in `answered`
 
     def _learn(self, profile: Profile, job: Job) -> None:
         hop = perf_counter() - job.submitted - job.wall
@@ -228,13 +229,15 @@ class Executor:
 
 async def answered(future: asyncio.Future[Any], timeout: float | None) -> Any:
     """Await a future that nobody else awaits; raises DeadlineExceeded after `timeout` seconds."""
-    if timeout is None:
-        return await future
-    timer = future.get_loop().call_later(max(timeout, SHORTEST_TIMER), expire, future, timeout)
+    timer = None
+    if timeout is not None:
+        timer = future.get_loop().call_later(max(timeout, SHORTEST_TIMER), expire, future, timeout)
     try:
         return await future
     finally:
-        timer.cancel()
+        if timer is not None:
+            timer.cancel()
+        del future  # an error would keep itself alive: error, traceback, this frame, future, error
 
 
 def expire(future: asyncio.Future[Any], timeout: float) -> None:

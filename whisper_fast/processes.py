@@ -78,31 +78,31 @@ class Processes:
         waiter: asyncio.Future[Any] = loop.create_future()
         self.outstanding += 1
 
-        def settle() -> None:
+        def settle(done: Future[Any]) -> None:
             self.outstanding -= 1
-            broken = not running.cancelled() and isinstance(running.exception(), BrokenProcessPool)
+            broken = not done.cancelled() and isinstance(done.exception(), BrokenProcessPool)
             if broken and not self._closed:
                 self._replace(pool)
             if not waiter.done():
-                self._settle(waiter, running, broken)
+                self._settle(waiter, done, broken)
 
-        def ended(_: Future[Any]) -> None:
+        def ended(done: Future[Any]) -> None:
             if not loop.is_closed():
-                loop.call_soon_threadsafe(settle)
+                loop.call_soon_threadsafe(settle, done)
 
         waiter.add_done_callback(lambda _: running.cancel())
         running.add_done_callback(ended)
         return waiter
 
-    def _settle(self, waiter: asyncio.Future[Any], running: Future[Any], broken: bool) -> None:
-        if running.cancelled() or (broken and self._closed):
+    def _settle(self, waiter: asyncio.Future[Any], done: Future[Any], broken: bool) -> None:
+        if done.cancelled() or (broken and self._closed):
             waiter.set_exception(Closed("the executor was closed before this call had ended"))
         elif broken:
             waiter.set_exception(WorkerDied("a worker process ended while it had this call; its pool was replaced"))
-        elif error := running.exception():
+        elif error := done.exception():
             waiter.set_exception(error)
         else:
-            waiter.set_result(running.result())
+            waiter.set_result(done.result())
 
 
 def workers(pool: ProcessPoolExecutor | None) -> list[multiprocessing.process.BaseProcess]:

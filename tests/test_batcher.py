@@ -1,0 +1,469 @@
+"""The batcher: who goes when, what a failure costs whom, and that nobody is ever left waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from whisper_fast._batch import Assembly
+from whisper_fast.batcher import MicroBatcher
+from whisper_fast.errors import BatchMismatch, Closed, DeadlineExceeded, LLMUnavailable, Overloaded
+from whisper_fast.executor import Executor
+
+# ---- assembly
+
+
+class Item:
+    def __init__(self, user=None, priority=0, deadline=math.inf, cost=1.0):
+        self.user, self.priority, self.deadline, self.cost = user, priority, deadline, cost
+
+    def join(self, assembly):
+        assembly.append(self, self.user, self.priority, self.deadline, self.cost)
+        return self
+
+
+def filled(assembly):
+    batches = []
+    while batch := assembly.fill():
+        batches.append(batch)
+    return batches
+
+
+def test_smaller_priority_then_earlier_deadline_then_arrival():
+    assembly = Assembly(10)
+    last = Item(priority=5).join(assembly)
+    third, fourth = Item().join(assembly), Item().join(assembly)
+    second = Item(deadline=2.0).join(assembly)
+    first = Item(priority=-1).join(assembly)
+    assert assembly.fill() == [first, second, third, fourth, last]
+    assert assembly.released_by == "empty"
+    assert assembly.oldest is None
+
+
+def test_users_take_turns():
+    assembly = Assembly(8)
+    flood = [Item("flood").join(assembly) for _ in range(1000)]
+    light = [Item("light").join(assembly) for _ in range(4)]
+    batch = assembly.fill()
+    assert assembly.released_by == "full"
+    assert [item for item in batch if item.user == "light"] == light
+    assert [item for item in batch if item.user == "flood"] == flood[:4]
+
+
+def test_users_share_the_cost_not_the_count():
+    assembly = Assembly(16, 16.0)
+    for _ in range(400):
+        Item("heavy", cost=4.0).join(assembly)
+        Item("light", cost=1.0).join(assembly)
+    spent = {"heavy": 0.0, "light": 0.0}
+    for _ in range(20):
+        for item in assembly.fill():
+            spent[item.user] += item.cost
+    assert abs(spent["heavy"] - spent["light"]) <= 16
+
+
+def test_cost_budget_ends_a_batch_and_the_item_that_broke_it_begins_the_next():
+    assembly = Assembly(10, 10.0)
+    a, b, c = (Item(cost=cost).join(assembly) for cost in (4, 4, 4))
+    assert assembly.fill() == [a, b]
+    assert assembly.released_by == "cost"
+    assert assembly.fill() == [c]
+
+
+def test_an_item_above_the_budget_goes_alone_and_never_starves():
+    assembly = Assembly(4, 10.0)
+    giant = Item("g", cost=1e300).join(assembly)
+    passed = 0
+    for _ in range(200):
+        for _ in range(8):
+            Item("small").join(assembly)
+        batch = assembly.fill()
+        if giant in batch:
+            assert batch == [giant]
+            break
+        passed += 1
+    assert passed <= 16
+
+
+def test_low_priority_does_not_starve():
+    assembly = Assembly(4)
+    low = Item(priority=9).join(assembly)
+    passed = 0
+    while True:
+        for _ in range(8):
+            Item(priority=0).join(assembly)
+        if low in assembly.fill():
+            break
+        passed += 1
+    assert passed == 16
+
+
+def test_items_that_need_many_turns_do_not_wait_for_them():
+    assembly = Assembly(32, 32.0)
+    for user in range(3000):
+        Item(user, cost=1e300 if user % 3 else 30.0).join(assembly)
+    assert [len(batch) for batch in filled(assembly)] == [1] * 3000
+
+
+@pytest.mark.parametrize("cost", [math.nan, -1.0, math.inf])
+def test_costs_that_are_no_cost(cost):
+    with pytest.raises(ValueError, match="cost is"):
+        Item(cost=cost).join(Assembly(4))
+
+
+def test_limits_that_no_batch_could_keep():
+    for arguments in ((0,), (-1,), (4, 0.0), (4, math.nan)):
+        with pytest.raises(ValueError, match="max_"):
+            Assembly(*arguments)
+    assembly = Assembly(4)
+    item = Item().join(assembly)
+    with pytest.raises(ValueError, match="already"):
+        item.join(assembly)
+    with pytest.raises(ValueError, match="deadline"):
+        Item(deadline=math.nan).join(assembly)
+    with pytest.raises(TypeError):
+        Item(user=[]).join(assembly)
+    assert assembly.fill() == [item]
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("append"),
+            st.integers(0, 4),
+            st.integers(-1, 1),
+            st.sampled_from([1.0, 2.0, math.inf]),
+            st.sampled_from([0.0, 1.0, 3.0, 50.0]),
+        ),
+        st.tuples(st.just("remove"), st.integers(0, 1000)),
+        st.tuples(st.just("fill")),
+    ),
+    max_size=120,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(steps=steps, max_batch=st.integers(1, 9), max_cost=st.sampled_from([math.inf, 6.0, 10.0]))
+def test_nothing_is_lost_doubled_or_out_of_order(steps, max_batch, max_cost):
+    assembly, waiting = Assembly(max_batch, max_cost), []
+    for step, *rest in steps:
+        if step == "append":
+            waiting.append(Item(*rest).join(assembly))
+        elif step == "remove" and waiting:
+            item = waiting.pop(rest[0] % len(waiting))
+            assert assembly.remove(item)
+            assert not assembly.remove(item)
+        elif step == "fill":
+            check_batch(assembly.fill(), waiting, max_batch, max_cost)
+        assert len(assembly) == len(waiting)
+    while waiting:
+        check_batch(assembly.fill(), waiting, max_batch, max_cost)
+    assert assembly.fill() == []
+
+
+def check_batch(batch, waiting, max_batch, max_cost):
+    assert bool(batch) == bool(waiting)
+    assert len(batch) <= max_batch
+    assert len(batch) == 1 or sum(item.cost for item in batch) <= max_cost
+    for item in batch:
+        same = [w for w in waiting if w.user == item.user and w.priority == item.priority]
+        first = min(same, key=lambda w: w.deadline)  # min keeps the order of arrival
+        assert item is first or item is waiting[0]  # an item that was passed by too often goes first
+        waiting.remove(item)
+
+
+# ---- batcher
+
+
+def recorder(calls, result=lambda item: item * 10):
+    async def fn(items):
+        calls.append(list(items))
+        await asyncio.sleep(0.001)
+        return [result(item) for item in items]
+
+    return fn
+
+
+async def test_one_turn_of_the_loop_makes_one_batch():
+    calls = []
+    async with MicroBatcher(recorder(calls), max_batch=8) as batcher:
+        assert await asyncio.gather(*(batcher.submit(n) for n in range(8))) == [n * 10 for n in range(8)]
+        assert await batcher.submit(1) == 10
+    assert calls == [list(range(8)), [1]]
+    stats = batcher.stats()
+    assert (stats.items, stats.batches, stats.full, stats.idle, stats.waiting) == (9, 2, 1, 1, 0)
+
+
+async def test_busy_fills_the_next_batch():
+    calls = []
+    async with MicroBatcher(recorder(calls), max_batch=8, max_wait=10) as batcher:
+        first = asyncio.create_task(batcher.submit(0))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        rest = [asyncio.create_task(batcher.submit(n)) for n in range(1, 6)]
+        await asyncio.gather(first, *rest)
+    assert calls == [[0], [1, 2, 3, 4, 5]]
+
+
+async def test_who_waited_max_wait_starts_a_further_batch_but_not_without_bound():
+    release, calls = asyncio.Event(), []
+
+    async def fn(items):
+        calls.append(items)
+        await release.wait()
+        return items
+
+    async with MicroBatcher(fn, max_batch=2, max_wait=0.002, max_concurrent=3) as batcher:
+        tasks = []
+        for n in range(6):
+            tasks.append(asyncio.create_task(batcher.submit(n)))
+            await asyncio.sleep(0.01)
+        assert len(calls) == 3
+        assert batcher.stats().linger == 2
+        release.set()
+        assert await asyncio.gather(*tasks) == list(range(6))
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 64])
+@pytest.mark.parametrize("many", [False, True])
+async def test_one_poisonous_item_fails_alone(n, many):
+    calls = []
+
+    def fn(items):
+        calls.append(len(items))
+        if n // 2 in items:
+            raise KeyError("poison")
+        return items
+
+    async with MicroBatcher(fn, max_batch=64) as batcher:
+        if many:
+            results = await batcher.submit_many(range(n), return_exceptions=True)
+        else:
+            results = await asyncio.gather(*(batcher.submit(i) for i in range(n)), return_exceptions=True)
+    assert isinstance(results.pop(n // 2), KeyError)
+    assert results == [i for i in range(n) if i != n // 2]
+    assert len(calls) - 1 <= 13
+
+
+async def test_every_waiter_has_its_own_error_and_a_failing_backend_is_not_asked_again():
+    calls = []
+
+    async def fn(items):
+        calls.append(items)
+        raise LLMUnavailable("down", status=503)
+
+    async with MicroBatcher(fn) as batcher:
+        errors = await asyncio.gather(*(batcher.submit(n) for n in range(10)), return_exceptions=True)
+    assert len({id(error) for error in errors}) == 10
+    assert all(isinstance(error, LLMUnavailable) and error.status == 503 for error in errors)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("wrong", [[], [1], [1, 2, 3, 4], None, 5, "abc", {1: 1, 2: 2, 3: 3}, iter([1, 2, 3])])
+async def test_wrong_number_or_kind_of_results(wrong):
+    async with MicroBatcher(lambda items: wrong) as batcher:
+        errors = await asyncio.gather(*(batcher.submit(n) for n in range(3)), return_exceptions=True)
+        assert [type(error) for error in errors] == [BatchMismatch] * 3
+        with pytest.raises(BatchMismatch):
+            await batcher.submit_many(range(3))
+        assert await batcher.submit_many([]) == []
+
+
+async def test_an_exception_among_the_results_is_its_items():
+    async with MicroBatcher(lambda items: [ValueError(i) if i == 1 else i for i in items]) as batcher:
+        results = await asyncio.gather(*(batcher.submit(n) for n in range(3)), return_exceptions=True)
+        with pytest.raises(ValueError, match="1"):
+            await batcher.submit_many(range(3))
+    assert results[::2] == [0, 2]
+    assert isinstance(results[1], ValueError)
+
+
+@pytest.mark.parametrize("bad", [math.nan, -1, math.inf, None, "raise"])
+async def test_a_cost_that_is_no_cost_fails_its_item_only(bad):
+    def cost(item):
+        if item != 1:
+            return 1.0
+        if bad == "raise":
+            raise ArithmeticError
+        return bad
+
+    async with MicroBatcher(lambda items: items, cost=cost, max_cost=4) as batcher:
+        results = await asyncio.gather(*(batcher.submit(n) for n in range(3)), return_exceptions=True)
+        assert results[::2] == [0, 2]
+        assert isinstance(results[1], (ValueError, ArithmeticError, TypeError))
+        many = await batcher.submit_many(range(3), return_exceptions=True)
+        assert many[::2] == [0, 2]
+        assert isinstance(many[1], Exception)
+
+
+async def test_cost_budget():
+    calls = []
+    async with MicroBatcher(recorder(calls, len), cost=len, max_cost=6, max_batch=10) as batcher:
+        await asyncio.gather(*(batcher.submit("x" * n) for n in (3, 3, 3, 20, 1)))
+    assert [[len(item) for item in call] for call in calls] == [[3, 3], [3], [20], [1]]
+    assert batcher.stats().cost == 3
+
+
+async def test_a_full_queue_says_so_and_keeps_nothing():
+    calls = []
+    async with MicroBatcher(recorder(calls), max_batch=4, max_queue=10) as batcher:
+        with pytest.raises(Overloaded):
+            await batcher.submit_many(range(11))
+        assert batcher.stats().waiting == 0
+        results = await asyncio.gather(*(batcher.submit(n) for n in range(15)), return_exceptions=True)
+        assert sum(isinstance(result, Overloaded) for result in results) == 5
+
+
+async def test_time_runs_out_for_the_caller():
+    release = asyncio.Event()
+
+    async def fn(items):
+        await release.wait()
+        return items
+
+    async with MicroBatcher(fn, max_batch=1) as batcher:
+        running = asyncio.create_task(batcher.submit(1, timeout=0.005))
+        await asyncio.sleep(0)
+        for call in (batcher.submit(2, timeout=0.005), batcher.submit_many([3, 4], timeout=0.005), running):
+            with pytest.raises(DeadlineExceeded):
+                await call
+        assert batcher.stats().waiting == 0
+        release.set()
+
+
+async def test_cancelled_items_leave_the_queue():
+    calls = []
+    async with MicroBatcher(recorder(calls), max_batch=4, max_wait=10) as batcher:
+        tasks = [asyncio.create_task(batcher.submit(n)) for n in range(12)]
+        many = asyncio.create_task(batcher.submit_many(range(100, 110)))
+        await asyncio.sleep(0.0005)
+        for task in (*tasks[6:], many):
+            task.cancel()
+        await asyncio.wait([*tasks, many])
+    assert sorted(n for call in calls for n in call) == list(range(6))
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+async def test_close_leaves_nobody_waiting_even_if_the_function_hangs(stubborn, monkeypatch):
+    monkeypatch.setattr("whisper_fast.batcher.CLOSING_GRACE", 0.01)
+    release = asyncio.Event()
+
+    async def fn(items):
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                if not stubborn:
+                    raise
+        return items
+
+    batcher = MicroBatcher(fn, max_batch=2)
+    tasks = [asyncio.create_task(batcher.submit(n)) for n in range(5)]
+    tasks.append(asyncio.create_task(batcher.submit_many(range(5))))
+    await asyncio.sleep(0.001)
+    await batcher.close()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [Closed] * 6
+    with pytest.raises(Closed):
+        await batcher.submit(1)
+    release.set()
+    await batcher.drain()
+
+
+async def test_drain_answers_everything():
+    batcher = MicroBatcher(recorder([]), max_batch=2)
+    tasks = [asyncio.create_task(batcher.submit(n)) for n in range(9)]
+    await asyncio.sleep(0)
+    await batcher.drain()
+    assert await asyncio.wait_for(asyncio.gather(*tasks), 0.1) == [n * 10 for n in range(9)]
+    await batcher.close()
+
+
+async def test_switched_off_every_item_is_its_own_call():
+    calls, on = [], False
+    async with MicroBatcher(recorder(calls), enabled=lambda: on) as batcher:
+        assert await asyncio.gather(*(batcher.submit(n) for n in range(3))) == [0, 10, 20]
+        assert calls == [[0], [1], [2]]
+        on = True
+        await asyncio.gather(*(batcher.submit(n) for n in range(3)))
+        assert calls[3:] == [[0, 1, 2]]
+    assert batcher.stats().direct == 3
+    assert batcher.stats().batches == 1
+
+
+async def test_a_batch_cancelled_from_within_is_an_error_not_a_hang():
+    async def fn(items):
+        raise asyncio.CancelledError
+
+    async with MicroBatcher(fn) as batcher:
+        for _ in range(2):
+            with pytest.raises(Closed, match="cancelled"):
+                await batcher.submit(1)
+
+
+async def test_blocking_functions_go_to_the_executor():
+    def fn(items):
+        time.sleep(0.005)
+        return [item + 1 for item in items]
+
+    async with Executor(threads=1, processes=1) as executor, MicroBatcher(fn, executor=executor) as batcher:
+        assert await asyncio.gather(*(batcher.submit(n) for n in range(5))) == [1, 2, 3, 4, 5]
+        assert executor.stats().threads == 1
+
+
+@pytest.mark.parametrize("limits", [{"max_batch": 0}, {"max_wait": -1}, {"max_queue": 0}, {"max_concurrent": 0}])
+def test_wrong_limits(limits):
+    with pytest.raises(ValueError, match=next(iter(limits))):
+        MicroBatcher(lambda items: items, **limits)
+
+
+async def test_a_light_user_beside_one_who_floods_goes_with_the_next_batch():
+    calls = []
+    async with MicroBatcher(recorder(calls, lambda item: item), max_batch=16) as batcher:
+        flood = asyncio.create_task(batcher.submit_many(["flood"] * 2000, user="flood"))
+        await asyncio.sleep(0.002)
+        before = len(calls)
+        await batcher.submit("light", user="light")
+        assert len(calls) - before <= 2
+        flood.cancel()
+
+
+async def test_random_cancellation_leaves_no_waiter():
+    """Ten thousand operations: whatever is cancelled, fails or times out, each waiter gets one answer."""
+    rng = random.Random(11)
+
+    async def fn(items):
+        for _ in range(rng.randrange(3)):
+            await asyncio.sleep(0)
+        if rng.random() < 0.1:
+            raise ValueError(items)
+        return items
+
+    batcher = MicroBatcher(fn, max_batch=8, max_wait=0.001, cost=lambda item: item % 5, max_cost=12)
+    tasks = []
+    for n in range(10_000):
+        user, timeout = rng.randrange(6), rng.choice([None, None, 0.001])
+        if rng.random() < 0.1:
+            work = batcher.submit_many(range(n, n + rng.randrange(9)), user=user, timeout=timeout)
+        else:
+            work = batcher.submit(n, user=user, priority=rng.randrange(3), timeout=timeout)
+        tasks.append(asyncio.create_task(work))
+        if rng.random() < 0.5:
+            rng.choice(tasks[-30:]).cancel()
+        if rng.random() < 0.15:
+            await asyncio.sleep(0)
+    results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
+    wrong = {type(r) for r in results if isinstance(r, BaseException)}
+    assert wrong <= {ValueError, asyncio.CancelledError, DeadlineExceeded}
+    assert all(r == n for n, r in enumerate(results) if isinstance(r, int))
+    assert batcher.stats().waiting == 0
+    await batcher.drain()
+    assert batcher.stats().running == 0
+    await batcher.close()
