@@ -7,9 +7,9 @@ import asyncio
 
 import pytest
 import uvloop
-from whisper_fast.executor import Executor
 
 from whisper_fast.components import Component
+from whisper_fast.executor import Executor
 from whisper_fast.message import Message, Turn
 from whisper_fast.pipeline import Pipeline
 

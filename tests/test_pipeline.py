@@ -6,10 +6,10 @@ import threading
 import time
 
 import pytest
-from whisper_fast.executor import Executor
 
 from whisper_fast.components import Component, user_component
 from whisper_fast.errors import SettingsError
+from whisper_fast.executor import Executor
 from whisper_fast.message import Message, Turn
 from whisper_fast.pipeline import Pipeline
 
