@@ -80,7 +80,7 @@ class RecordingEngine:
         return self.state
 
     def stats(self):
-        return {"accepted": len(self.asked), "in_flight": 0, "users": {"a/b": 1}}
+        return {"accepted": len(self.asked), "in_flight": 0, "llm": {"errors": {"LLMTimeout": 2}, "calls": 9}}
 
 
 @asynccontextmanager
@@ -537,6 +537,9 @@ async def test_metrics_are_prometheus_text_without_users(client, engine):
     assert "whisper_fast_accepted_total 1.0" in text
     assert 'whisper_fast_http_requests_total{method="POST",route="/v1/chat/completions",status="200"} 1.0' in text
     assert 'route="other",status="404"' in text
+    assert 'whisper_fast_llm_errors_total{error="LLMTimeout"} 2.0' in text
+    assert "whisper_fast_llm_calls_total 9.0" in text
+    assert "whisper_fast_in_flight 0.0" in text
     assert "secret" not in text
     response = await client.fetch("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
     assert (await response.text()).endswith("# EOF\n")

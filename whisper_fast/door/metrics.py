@@ -25,6 +25,14 @@ COUNTERS = {
     "failed": "Messages whose answer failed.",
     "duplicates": "Deliveries of a message that had been accepted before.",
     "shed": "Messages refused because the engine was full.",
+    "partial": "Answers that went out without some component.",
+    "commits": "Transactions written to the disk.",
+    "writes": "Writes, of which many share a transaction.",
+    "llm_calls": "Attempts to reach a language model.",
+    "memory_hits": "Recalls that found the user's memories resident.",
+    "memory_misses": "Recalls that had to wait for the user's memories.",
+    "memory_loads": "Users whose memories were read from the disk.",
+    "memory_evictions": "Users whose memories were dropped to stay within the budget.",
 }
 """The entries of `Engine.stats()` that only ever grow; every other number in it is a gauge."""
 
@@ -79,11 +87,16 @@ class Exporter(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric family."""
-        for path, value in leaves(self._stats()):
+        stats = self._stats()
+        for path, value in leaves(stats):
             if path in COUNTERS:
                 yield CounterMetricFamily(f"whisper_fast_{path}", COUNTERS[path], value)
             else:
                 yield GaugeMetricFamily(f"whisper_fast_{path}", f"Engine.stats(): {path}.", value)
+        errors = CounterMetricFamily("whisper_fast_llm_errors", "Failed attempts, by error.", labels=["error"])
+        for name, number in stats.get("llm", {}).get("errors", {}).items():
+            errors.add_metric([name], number)
+        yield errors
         yield from self._door()
 
     def _door(self) -> Iterator[Metric]:
@@ -99,12 +112,12 @@ class Exporter(Collector):
 
 
 def leaves(stats: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yield every number in nested counters, its path joined by underscores."""
+    """Yield every number in nested counters, its path joined by underscores; `errors` is a label, not a path."""
     for name, value in stats.items():
         path = prefix + "".join(c if c.isalnum() and c.isascii() else "_" for c in str(name))
         if isinstance(value, (bool, int, float)):
             yield path, float(value)
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and name != "errors":
             yield from leaves(value, f"{path}_")
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
+from ..engine import Engine
 from ..errors import SettingsError
 from .app import build
 from .auth import Keys, check_exposure
@@ -46,8 +47,6 @@ async def serve(
     second signal ends the process at once: what was accepted is on disk. Raises SettingsError when the address
     cannot be used, or would stand open without API keys.
     """
-    from ..engine import Engine
-
     check_exposure(settings, Keys.of(settings), is_loopback(settings.host))
     stop = stop or asyncio.Event()
     with closing(listener(settings.host, settings.port)) as sock, stopped_by_signals(stop):

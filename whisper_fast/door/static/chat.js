@@ -139,7 +139,7 @@ function starts(timings) {
 function waterfall({ total, ...timings }) {
   const box = element("section"), rows = element("dl", "timings"), start = starts(timings);
   const whole = Math.max(total ?? 0, ...Object.keys(timings).map((part) => start[part] + timings[part]), 1e-9);
-  const parts = Object.keys(timings).sort((a, b) => start[a] - start[b]);
+  const parts = Object.keys(timings).sort((a, b) => start[a] - start[b] || LAPS.includes(b) - LAPS.includes(a));
   for (const part of parts) {
     const bar = element("i"), track = element("dd", "track");
     bar.style.left = `min(${(100 * start[part]) / whole}%, 100% - 2px)`;
