@@ -34,7 +34,7 @@ bench: $(VENV)/installed $(VENV)/with-test
 lint: $(VENV)/installed $(VENV)/with-test $(VENV)/with-lint
 	@echo 'ruff' && $(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
 	@echo 'mypy --strict' && $(BIN)/mypy --no-error-summary
-	@echo 'cython-lint' && $(BIN)/cython-lint pyx
+	@echo 'cython-lint' && PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint pyx
 	@test -z '$(KERNELS)' || { echo 'stubtest' && $(BIN)/stubtest $(KERNELS); }
 
 format: $(VENV)/with-lint
