@@ -204,3 +204,9 @@ def test_memory_and_disk_agree_after_any_operations(tmp_path_factory, operations
                 assert {m.id for m in again} == {m.id for m in resident}
 
     asyncio.run(run())
+
+
+async def test_a_long_list_is_shown_like_a_short_one(memory):
+    await memory.add("ada", "thing")
+    await memory.add_many("ada", [f"thing {i}" for i in range(700)])
+    assert len(await memory.recall("ada", "thing", k=1000)) == 701

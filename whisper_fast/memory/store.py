@@ -18,7 +18,7 @@ from ..store.files import DATABASE
 from ..store.sqlite import Database
 from . import rows
 from .embedding import Embedding, checked, pack
-from .item import SURROGATE, as_item
+from .item import SURROGATE, Item, as_item
 from .pending import Pending
 from .segment import TERM_CHARACTERS, Segment, item_terms
 from .terms import terms
@@ -42,6 +42,7 @@ T = TypeVar("T")
 CACHE_BYTES: Final = 256 << 20
 INLINE_ROWS: Final = 20_000  # a recall over more goes to a thread: it would hold the loop for over a millisecond
 INLINE_CHARACTERS: Final = 16_384  # so many characters are cut into terms on the loop, in about a millisecond
+INLINE_ITEMS: Final = 256  # so many memories are checked and shown on the loop; a longer list is read back instead
 PAGE: Final = 500  # memories read at a time by an export
 
 
@@ -123,7 +124,8 @@ class MemoryStore:
         What comes back is stored by its `insert`, in a write job, and after that shown by `publish`.
         """
         checked_user(user)
-        checked_items = [as_item(item) for item in items]
+        given = list(items)
+        checked_items = as_items(given) if len(given) <= INLINE_ITEMS else await asyncio.to_thread(as_items, given)
         if vectors is None:
             vectors = await self._embed([item.text for item in checked_items])
         else:
@@ -136,7 +138,7 @@ class MemoryStore:
     def publish(self, pending: Pending) -> None:
         """Show stored memories to the recalls that follow; on the loop, after the commit."""
         segment = self._cache.get(pending.user)
-        if segment is None or pending.changes != self._changes:
+        if segment is None or pending.changes != self._changes or len(pending.ids) > INLINE_ITEMS:
             self._cache.pop(pending.user)  # also tells a load that runs that it may have read too early
             return
         try:
@@ -294,6 +296,10 @@ def checked_question(user: str, query: str, k: int, scope: str) -> str:
     if isinstance(k, bool) or not isinstance(k, int) or k < 0:
         raise InvalidMessage(f"k is {k!r:.80}; it must be a whole number from 0")
     return SURROGATE.sub("\ufffd", query)
+
+
+def as_items(given: list[str | Mapping[str, Any]]) -> list[Item]:
+    return [as_item(item) for item in given]
 
 
 def answer(segment: Segment, query: str, vector: NDArray[np.float32] | None, k: int, scope: str) -> list[Recalled]:
