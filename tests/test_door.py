@@ -315,6 +315,19 @@ async def test_a_body_without_length_is_cut_off_while_it_is_read(client):
     await writer.wait_closed()
 
 
+async def test_a_client_that_leaves_in_mid_request_is_no_fault(client, engine, caplog):
+    _, writer = await asyncio.open_connection("127.0.0.1", client.port)
+    writer.write(b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{" % URL.encode())
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+    async with asyncio.timeout(5):
+        while 'status="400"' not in await (await client.fetch("/metrics")).text():
+            pass
+    assert not caplog.records
+    assert engine.asked == []
+
+
 FAULTS = [
     (errors.Overloaded("full", retry_after=2.5), 503, "overloaded"),
     (errors.LLMRateLimited("slow down", retry_after=7), 429, "rate_limit_exceeded"),

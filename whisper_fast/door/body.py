@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
+from starlette.requests import ClientDisconnect
 
 from .refusal import Refusal
 
@@ -29,10 +30,13 @@ async def read(request: Request, limit: int = BODY_BYTES) -> bytes:
     if announced.isascii() and announced.isdigit() and int(announced) > limit:
         raise too_large(limit)
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise too_large(limit)
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise too_large(limit)
+    except ClientDisconnect:  # nobody is left to read the answer
+        raise Refusal(400, "the body broke off", code="incomplete_body") from None
     return bytes(body)
 
 

@@ -103,7 +103,7 @@ function remembered(memories) {
   const box = element("section");
   box.append(element("h2", "", "Recalled"));
   if (!memories.length) {
-    box.append(element("p", "none", "Nothing that was told before belongs here."));
+    box.append(element("p", "none", "Nothing said before seemed to matter here."));
     return box;
   }
   const list = element("ul", "memories");
