@@ -35,7 +35,7 @@ lint: $(VENV)/installed $(VENV)/with-test $(VENV)/with-lint
 	@echo 'ruff' && $(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
 	@echo 'mypy --strict' && $(BIN)/mypy --no-error-summary
 	@echo 'cython-lint' && PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint pyx
-	@test -z '$(KERNELS)' || { echo 'stubtest' && $(BIN)/stubtest $(KERNELS); }
+	@test -z '$(KERNELS)' || { echo 'stubtest' && $(BIN)/stubtest --mypy-config-file pyproject.toml $(KERNELS); }
 
 format: $(VENV)/with-lint
 	@$(BIN)/ruff check --quiet --fix . && $(BIN)/ruff format .

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from .errors import StoreError
+from .errors import LLMError, LLMTimeout, LLMUnavailable, StoreError
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -25,6 +25,7 @@ __all__ = ["examine", "fsync_ms", "limits"]
 FSYNCS = 15
 SLOW_FSYNC_MS = 50.0
 FREE_MB = 512
+ANSWER_SECONDS = 3.0
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -35,7 +36,7 @@ async def examine(settings: Settings) -> dict[str, Any]:
         "simd": simd(),
         "sqlite": sqlite_version(),
         "fsync_ms": disk(settings.data_dir, problems),
-        "llm": await model(settings),
+        "llm": await model(settings, problems),
         "auth": access(settings, problems),
         "data_dir": str(settings.data_dir),
         "free_mb": space(settings.data_dir, problems),
@@ -97,14 +98,24 @@ def space(data_dir: Path, problems: list[str]) -> int:
     return free
 
 
-async def model(settings: Settings) -> str:
-    """Return the sentence that says which model a start would use."""
+async def model(settings: Settings, problems: list[str]) -> str:
+    """Return the sentence that says which model a start would use; one that was set is asked whether it is there."""
+    from .llm import Endpoint, SimulatedLLM
     from .llm.discovery import discover
+    from .llm.provider import OpenAIProvider
 
     found, sentence = await discover(settings)
-    close = getattr(found, "close", None)
-    if close is not None:
-        await close()
+    if isinstance(found, SimulatedLLM):
+        return sentence
+    provider = OpenAIProvider(Endpoint(found.base_url, api_key=found.api_key), timeout=ANSWER_SECONDS)
+    try:
+        await provider.ask_model()
+    except (LLMTimeout, LLMUnavailable) as error:
+        problems.append(f"{error}; start it, or set LLM_CHAT_API_URL to one that runs")
+    except LLMError:
+        pass  # it is there; not every server lists its models
+    finally:
+        await provider.close()
     return sentence
 
 

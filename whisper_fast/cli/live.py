@@ -19,8 +19,8 @@ class Sides(Live):
     """A table on the terminal, redrawn ten times a second from what `show` was told last."""
 
     def __init__(self, console: Console) -> None:
-        super().__init__(console=console, refresh_per_second=10, get_renderable=self.table)
         self.sides: dict[str, Figures] = {}
+        super().__init__(console=console, refresh_per_second=10, get_renderable=self.table)
 
     def show(self, side: str, figures: Figures) -> None:
         """Take a side's figures; they are read again at each redraw."""

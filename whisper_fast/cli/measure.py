@@ -24,7 +24,7 @@ Seed = Annotated[int, typer.Option(help="The same seed gives the same users, wor
 
 def demo(
     users: Annotated[int, typer.Option(min=1, help="Simulated users, each with one message.")] = 200,
-    llm_latency: Latency = 0.25,
+    llm_latency: Latency = 0.2,
     quick: Annotated[
         bool, typer.Option("--quick", help="30 users and a model of 50 ms: a few seconds in all.")
     ] = False,

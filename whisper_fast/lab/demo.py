@@ -28,7 +28,7 @@ class Plan(NamedTuple):
     """What is simulated: each user has `memories` memories and sends one message, all at the same moment."""
 
     users: int = 200
-    llm_latency: float = 0.25
+    llm_latency: float = 0.2
     memories: int = 20
     seed: int = 0
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import apsw
+
 from ..errors import SchemaTooNew, StoreCorrupt
+from .files import translate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import apsw
 
 __all__ = ["APPLICATION_ID", "USER_TABLES", "VERSION", "forget_user", "migrate", "next_memory_id", "version_of"]
 
@@ -59,11 +60,14 @@ USER_TABLES = ("memory", "memory_counter", "conversation", "journal")
 def version_of(connection: apsw.Connection) -> int:
     """Return the schema version of a database, 0 for an empty one.
 
-    Raises SchemaTooNew for one that a newer whisper-fast wrote, StoreCorrupt for somebody else's database.
+    Raises SchemaTooNew for one that a newer whisper-fast wrote, StoreCorrupt for what is not a database of ours.
     """
-    version = int(connection.pragma("user_version"))
-    owner = int(connection.pragma("application_id"))
-    tables = connection.execute("SELECT count(*) FROM sqlite_schema").get
+    try:
+        version = int(connection.pragma("user_version"))
+        owner = int(connection.pragma("application_id"))
+        tables = connection.execute("SELECT count(*) FROM sqlite_schema").get
+    except apsw.Error as error:
+        raise translate(error, connection.filename) from error
     if owner != APPLICATION_ID and (tables or version):
         raise StoreCorrupt(f"{connection.filename} is not a whisper-fast database; choose another data folder")
     if version > VERSION:
