@@ -1,26 +1,29 @@
-"""The demo's live table: both sides as their turns end."""
+"""What moves on a terminal while a command measures; anywhere else nothing moves and no thread redraws it."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.live import Live
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from rich.console import Console
 
     from ..lab.figures import Figures
 
-__all__ = ["Sides"]
+__all__ = ["Sides", "status_line"]
 
 
 class Sides(Live):
-    """A table on the terminal, redrawn ten times a second from what `show` was told last."""
+    """The demo's table of both sides, redrawn from what `show` was told last."""
 
     def __init__(self, console: Console) -> None:
         self.sides: dict[str, Figures] = {}
-        super().__init__(console=console, refresh_per_second=10, get_renderable=self.table)
+        super().__init__(console=console, auto_refresh=console.is_terminal, get_renderable=self.table)
 
     def show(self, side: str, figures: Figures) -> None:
         """Take a side's figures; they are read again at each redraw."""
@@ -34,3 +37,13 @@ class Sides(Live):
             done = f"{len(figures.total)}/{figures.expected}"
             table.add_row(side, done, f"{figures.turns_per_s:.1f}", *(f"{ms:.1f}" for ms in added.values()))
         return table
+
+
+@contextmanager
+def status_line(console: Console) -> Iterator[Callable[[str], None]]:
+    """Give a function that shows one line of progress in the place of the last."""
+    if not console.is_terminal:
+        yield lambda line: None
+        return
+    with console.status("starting") as status:
+        yield status.update

@@ -64,11 +64,12 @@ def load(
     Latency counts from the moment a message was due. Ends with 1 if a message is lost, doubled or out of order.
     """
     from ..lab.load import Traffic, load
+    from .live import status_line
 
     configure_logging()
     traffic = Traffic(users=users, period=period, seconds=seconds, seed=seed)
-    with console(stderr=True).status("starting") as status:
-        result = run(load(traffic, llm_latency=llm_latency, data_dir=data_dir, progress=status.update))
+    with status_line(console(stderr=True)) as progress:
+        result = run(load(traffic, llm_latency=llm_latency, data_dir=data_dir, progress=progress))
     finish(result, as_json)
 
 
