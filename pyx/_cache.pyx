@@ -1,6 +1,6 @@
 """The table under `whisper_fast.cache`: entries, weights, expiry, eviction and counters, all in plain C memory.
 
-Entries live in one array and are named by their slot in it. Two structures hold slots:
+Entries live in one array and are named by their slot in it. Two structures hold slots (src/cache.c):
 
     index   open addressing with linear probing over 32 mixed bits of the key's hash (Fibonacci hashing), at most
             half full; removal shifts the run back, so that there are no tombstones
@@ -18,14 +18,25 @@ state stands. A search whose comparison changed the table starts again.
 """
 
 cimport cython
-from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport Py_EQ, PyObject_RichCompareBool
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.math cimport INFINITY, isfinite
 from libc.stdint cimport int32_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.stdlib cimport free
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from _entries cimport (
+    WF_NO_SLOT,
+    wf_cache,
+    wf_cache_begin,
+    wf_cache_insert,
+    wf_cache_make_room,
+    wf_cache_release,
+    wf_cache_reserve,
+    wf_cache_reweigh,
+    wf_cache_unlink,
+    wf_cache_unlink_all,
+)
 from _gc cimport PyTypeObject, inquiry, traverseproc, visitproc
 
 from types import GenericAlias
@@ -33,20 +44,7 @@ from types import GenericAlias
 __all__ = ["Table"]
 
 cdef enum:
-    NONE = -1
     RESTARTS = 1000  # searches that a comparison may upset before we give up
-    MOST = 0x7FFFFFFF  # slots
-    SMALLEST = 8  # slots of the index and of the array at first
-
-cdef struct Entry:
-    PyObject *key  # NULL: the slot is free, and `newer` names the next free one
-    PyObject *value
-    double weight
-    double expires  # on the clock; INFINITY: never
-    uint32_t tag  # mixed bits of the key's hash
-    uint32_t visited
-    int32_t newer
-    int32_t older
 
 
 cdef inline uint32_t tag_of(object key) except? 0:
@@ -70,48 +68,40 @@ cdef double checked(object number, str name) except -1:
 cdef class Table:
     """A bounded map; see `whisper_fast.cache.Cache`, which is its public face (and the reason it is not final)."""
 
-    cdef Entry *entries
-    cdef int32_t *index
-    cdef int32_t capacity, count, timed, free, newest, oldest, hand
-    cdef uint32_t mask
-    cdef int shift
-    cdef uint64_t epoch  # changes with every change of structure
-    cdef double held
+    cdef wf_cache table
     cdef double lifetime
     cdef bint pairwise
     cdef object weigher, on_evict, clock
-    cdef readonly double max_weight
     cdef readonly dict _loading  # key -> who is loading it now; a change of the key takes the right to store away
-    cdef readonly uint64_t hits, misses, puts, refused, evictions, expirations, removals
+    cdef readonly uint64_t hits, misses, puts, refused, removals
 
     __class_getitem__ = classmethod(GenericAlias)
 
     def __cinit__(self, *args, **kwargs):
-        self.entries = NULL
-        self.free = self.newest = self.oldest = self.hand = NONE
         self._loading = {}
-        self._new_index(SMALLEST)
+        if wf_cache_begin(&self.table) < 0:
+            raise MemoryError()
 
     def __init__(self, max_weight, *, weigher=None, pairwise=False, ttl=None, on_evict=None, clock=None):
-        if self.count:
+        if self.table.count:
             raise ValueError("a cache that holds entries cannot be set up again")
         for name, given in (("weigher", weigher), ("on_evict", on_evict), ("clock", clock)):
             if given is not None and not callable(given):
                 raise TypeError(f"{name} is {type(given).__name__}; it must be callable or None")
-        self.max_weight = checked(max_weight, "max_weight")
-        if not isfinite(self.max_weight):
+        self.table.max_weight = checked(max_weight, "max_weight")
+        if not isfinite(self.table.max_weight):
             raise ValueError("max_weight is infinite; a cache must be bounded")
         self.lifetime = INFINITY if ttl is None else checked(ttl, "ttl")
         self.weigher, self.on_evict, self.clock, self.pairwise = weigher, on_evict, clock, pairwise
 
     def __dealloc__(self):
         cdef int32_t slot
-        for slot in range(self.capacity):
-            if self.entries[slot].key != NULL:
-                Py_DECREF(<object>self.entries[slot].key)
-                Py_DECREF(<object>self.entries[slot].value)
-        PyMem_Free(self.entries)
-        PyMem_Free(self.index)
+        for slot in range(self.table.capacity):
+            if self.table.entries[slot].key != NULL:
+                Py_DECREF(<object>self.table.entries[slot].key)
+                Py_DECREF(<object>self.table.entries[slot].value)
+        free(self.table.entries)
+        free(self.table.index)
 
     # ---- reading
 
@@ -126,12 +116,12 @@ cdef class Table:
 
     def keys(self):
         """Return the keys held now, oldest first, as a list; it reads nothing and expires nothing."""
-        cdef list held = [None] * self.count  # made first: making a list may run a finaliser
-        cdef int32_t slot = self.oldest
+        cdef list held = [None] * self.table.count  # made first: making a list may run a finaliser
+        cdef int32_t slot = self.table.oldest
         cdef Py_ssize_t at = 0
-        while slot != NONE and at < len(held):
-            held[at] = <object>self.entries[slot].key
-            slot = self.entries[slot].newer
+        while slot != WF_NO_SLOT and at < len(held):
+            held[at] = <object>self.table.entries[slot].key
+            slot = self.table.entries[slot].newer
             at += 1
         return held[:at]
 
@@ -139,12 +129,27 @@ cdef class Table:
         return self._read(key) >= 0
 
     def __len__(self):
-        return self.count
+        return self.table.count
+
+    @property
+    def max_weight(self):
+        """The bound."""
+        return self.table.max_weight
+
+    @property
+    def evictions(self):
+        """Entries that went to make room."""
+        return self.table.evictions
+
+    @property
+    def expirations(self):
+        """Entries found when their time was over."""
+        return self.table.expirations
 
     @property
     def weight(self):
         """The weight held now; never above `max_weight`."""
-        return self.held
+        return self.table.weight
 
     # ---- writing
 
@@ -169,23 +174,23 @@ cdef class Table:
 
         Others make room if it grew; if it alone is heavier than the bound it goes itself, as an eviction.
         """
-        cdef int32_t slot = self._read(key), leaving = NONE
+        cdef int32_t slot = self._read(key), leaving = WF_NO_SLOT
         cdef double heavy, now
         if slot < 0:
             return False
-        value = <object>self.entries[slot].value
+        value = <object>self.table.entries[slot].value
         heavy = self._weigh(key, value, weight)
         now = self._now()
         slot = self._find(key, tag_of(key))
-        if slot < 0 or self.entries[slot].value != <PyObject *>value:
+        if slot < 0 or self.table.entries[slot].value != <void *>value:
             return slot >= 0  # replaced meanwhile, and weighed when it was
-        if heavy > self.max_weight:
-            leaving = self._chain(slot, NONE)
-            self.evictions += 1
+        if heavy > self.table.max_weight:
+            leaving = wf_cache_unlink(&self.table, slot, WF_NO_SLOT)
+            self.table.evictions += 1
         else:
-            leaving = self._set_weight(slot, heavy, now)
+            leaving = wf_cache_reweigh(&self.table, slot, heavy, now)
         self._let_go(leaving, True)
-        return heavy <= self.max_weight
+        return heavy <= self.table.max_weight
 
     def pop(self, key, default=None):
         """Remove `key` and return its value, or `default`."""
@@ -194,15 +199,15 @@ cdef class Table:
         cdef int32_t slot = self._read(key)
         if slot < 0:
             return default
-        value = <object>self.entries[slot].value
+        value = <object>self.table.entries[slot].value
         self.removals += 1
-        self._let_go(self._chain(slot, NONE), False)
+        self._let_go(wf_cache_unlink(&self.table, slot, WF_NO_SLOT), False)
         return value
 
     def clear(self):
         """Remove everything; loads under way still answer their waiters, but are not stored."""
         self._loading.clear()
-        self._let_go(self._all(), False)
+        self._let_all_go()
 
     # ---- inside: what may run Python code
 
@@ -213,45 +218,46 @@ cdef class Table:
             self.misses += 1
             return default
         self.hits += 1
-        self.entries[slot].visited = 1
-        return <object>self.entries[slot].value
+        self.table.entries[slot].visited = 1
+        return <object>self.table.entries[slot].value
 
     @cython.final
     cdef int32_t _read(self, object key) except -2:
-        """Return the slot of a live entry, or NONE; one that has expired goes."""
-        cdef double now = self._now() if self.timed else -INFINITY
+        """Return the slot of a live entry, or WF_NO_SLOT; one that has expired goes."""
+        cdef double now = self._now() if self.table.timed else -INFINITY
         cdef int32_t slot = self._find(key, tag_of(key))
-        if slot >= 0 and self.entries[slot].expires <= now:
-            self.expirations += 1
-            self._let_go(self._chain(slot, NONE), True)
-            return NONE
+        if slot >= 0 and self.table.entries[slot].expires <= now:
+            self.table.expirations += 1
+            self._let_go(wf_cache_unlink(&self.table, slot, WF_NO_SLOT), True)
+            return WF_NO_SLOT
         return slot
 
     @cython.final
     cdef int32_t _find(self, object key, uint32_t tag) except -2:
-        """Return the slot under `key`, or NONE. When it returns, nothing has changed since its last comparison."""
+        """Return the slot under `key`, or WF_NO_SLOT; nothing has changed since its last comparison."""
         cdef uint64_t epoch
         cdef uint32_t at
         cdef int32_t slot
         cdef bint same
         for _ in range(RESTARTS):
-            epoch = self.epoch
-            at = tag >> self.shift
+            epoch = self.table.epoch
+            at = tag >> self.table.shift
             while True:
-                slot = self.index[at]
-                if slot == NONE:
-                    return NONE
-                if self.entries[slot].tag == tag:
-                    if self.entries[slot].key == <PyObject *>key:
+                slot = self.table.index[at]
+                if slot == WF_NO_SLOT:
+                    return WF_NO_SLOT
+                if self.table.entries[slot].tag == tag:
+                    if self.table.entries[slot].key == <void *>key:
                         return slot
-                    held = <object>self.entries[slot].key
+                    held = <object>self.table.entries[slot].key
                     same = PyObject_RichCompareBool(held, key, Py_EQ)
-                    if self.epoch != epoch:
+                    if self.table.epoch != epoch:
                         break
                     if same:
                         return slot
-                at = (at + 1) & self.mask
-        raise RuntimeError(f"comparing {type(key).__name__} keys changes the cache each time; it cannot be searched")
+                at = (at + 1) & self.table.mask
+        kind = type(key).__name__
+        raise RuntimeError(f"comparing {kind} keys changes the cache each time; it cannot be searched")
 
     @cython.final
     cdef double _now(self) except? -1:
@@ -272,39 +278,48 @@ cdef class Table:
     @cython.final
     cdef bint _put(self, object key, object value, double weight, double lifetime) except -1:
         cdef uint32_t tag = tag_of(key)
-        cdef int32_t slot, leaving = NONE, replaced = NONE
-        cdef double now = self._now() if self.timed or lifetime != INFINITY else -INFINITY
+        cdef int32_t slot, leaving = WF_NO_SLOT, replaced = WF_NO_SLOT
+        cdef double now = self._now() if self.table.timed or lifetime != INFINITY else -INFINITY, expires
         if self._loading:
             self._loading.pop(key, None)
-        self._reserve()
         slot = self._find(key, tag)
         # From here to the last lines no Python code runs.
+        if wf_cache_reserve(&self.table) < 0:
+            raise MemoryError("there is no room for one more entry")
         if slot >= 0:
-            if self.entries[slot].expires <= now:
-                self.expirations += 1
-                leaving = self._chain(slot, NONE)
+            if self.table.entries[slot].expires <= now:
+                self.table.expirations += 1
+                leaving = wf_cache_unlink(&self.table, slot, WF_NO_SLOT)
             else:
                 self.removals += 1
-                replaced = self._chain(slot, NONE)
-        if weight > self.max_weight:
+                replaced = wf_cache_unlink(&self.table, slot, WF_NO_SLOT)
+        if weight > self.table.max_weight:
             self.refused += 1
         else:
-            leaving = self._make_room(weight, NONE, now, leaving)
-            self._insert(key, value, tag, weight, now + lifetime if lifetime != INFINITY else INFINITY)
-            if replaced != NONE:
-                self.entries[self.newest].visited = 1  # asked for twice is asked for again
+            leaving = wf_cache_make_room(&self.table, weight, WF_NO_SLOT, now, leaving)
+            expires = now + lifetime if lifetime != INFINITY else INFINITY
+            Py_INCREF(key)
+            Py_INCREF(value)
+            wf_cache_insert(&self.table, <void *>key, <void *>value, tag, weight, expires)
+            if replaced != WF_NO_SLOT:
+                self.table.entries[self.table.newest].visited = 1  # asked for twice is asked for again
             self.puts += 1
         self._let_go(replaced, False)
         self._let_go(leaving, True)
-        return weight <= self.max_weight
+        return weight <= self.table.max_weight
+
+    @cython.final
+    cdef int _let_all_go(self) except -1:
+        self.removals += self.table.count
+        return self._let_go(wf_cache_unlink_all(&self.table), False)
 
     @cython.final
     cdef int _let_go(self, int32_t slot, bint tell) except -1:
         """Free the chained slots and drop what they held; `tell` on_evict. Its first error is raised at the end."""
         cdef int32_t following
         failure = None
-        while slot != NONE:
-            following = self.entries[slot].older
+        while slot != WF_NO_SLOT:
+            following = self.table.entries[slot].older
             try:
                 self._drop(slot, tell)
             except BaseException as error:
@@ -317,184 +332,14 @@ cdef class Table:
 
     @cython.final
     cdef int _drop(self, int32_t slot, bint tell) except -1:
-        cdef Entry *entry = &self.entries[slot]
-        key = <object>entry.key
-        value = <object>entry.value
-        entry.key = entry.value = NULL
-        entry.newer = self.free
-        self.free = slot
+        key = <object>self.table.entries[slot].key
+        value = <object>self.table.entries[slot].value
+        wf_cache_release(&self.table, slot)
         Py_DECREF(key)
         Py_DECREF(value)
         if tell and self.on_evict is not None:
             self.on_evict(key, value)
         return 0
-
-    # ---- inside: structure only, no Python code
-
-    @cython.final
-    cdef int _reserve(self) except -1:
-        """See to it that one more entry fits in."""
-        cdef int32_t slot, larger
-        cdef void *grown
-        if self.free == NONE:
-            if self.capacity > MOST - (self.capacity >> 1) - SMALLEST:
-                raise MemoryError("a cache holds at most 2**31 entries")
-            larger = self.capacity + (self.capacity >> 1) + SMALLEST
-            grown = PyMem_Realloc(self.entries, larger * sizeof(Entry))
-            if grown == NULL:
-                raise MemoryError()
-            self.entries = <Entry *>grown
-            for slot in range(larger - 1, self.capacity - 1, -1):
-                self.entries[slot].key = NULL
-                self.entries[slot].newer = self.free
-                self.free = slot
-            self.capacity = larger
-        if 2 * <uint64_t>(self.count + 1) > <uint64_t>self.mask + 1:
-            self._new_index(2 * (<uint64_t>self.mask + 1))
-        return 0
-
-    @cython.final
-    cdef int _new_index(self, uint64_t size) except -1:
-        cdef int32_t slot
-        cdef int32_t *grown = <int32_t *>PyMem_Malloc(size * sizeof(int32_t))
-        if grown == NULL:
-            raise MemoryError()
-        memset(grown, 0xFF, size * sizeof(int32_t))  # all NONE
-        PyMem_Free(self.index)
-        self.index = grown
-        self.mask = <uint32_t>(size - 1)
-        self.shift = 32
-        while size > 1:
-            self.shift -= 1
-            size >>= 1
-        self.epoch += 1
-        slot = self.oldest
-        while slot != NONE:
-            self._enter(slot)
-            slot = self.entries[slot].newer
-        return 0
-
-    @cython.final
-    cdef void _enter(self, int32_t slot) noexcept:
-        cdef uint32_t at = self.entries[slot].tag >> self.shift
-        while self.index[at] != NONE:
-            at = (at + 1) & self.mask
-        self.index[at] = slot
-
-    @cython.final
-    cdef void _leave(self, int32_t slot) noexcept:
-        """Take the slot out of the index; what follows in its run and may stand nearer to its home moves up."""
-        cdef uint32_t at = self.entries[slot].tag >> self.shift, hole, home
-        while self.index[at] != slot:
-            at = (at + 1) & self.mask
-        hole = at
-        while True:
-            at = (at + 1) & self.mask
-            slot = self.index[at]
-            if slot == NONE:
-                break
-            home = self.entries[slot].tag >> self.shift
-            if ((at - home) & self.mask) >= ((at - hole) & self.mask):
-                self.index[hole] = slot
-                hole = at
-        self.index[hole] = NONE
-
-    @cython.final
-    cdef void _insert(self, object key, object value, uint32_t tag, double weight, double expires) noexcept:
-        cdef int32_t slot = self.free
-        cdef Entry *entry = &self.entries[slot]
-        self.free = entry.newer
-        Py_INCREF(key)
-        Py_INCREF(value)
-        entry.key, entry.value = <PyObject *>key, <PyObject *>value
-        entry.weight, entry.expires, entry.tag, entry.visited = weight, expires, tag, 0
-        entry.newer, entry.older = NONE, self.newest
-        if self.newest == NONE:
-            self.oldest = slot
-        else:
-            self.entries[self.newest].newer = slot
-        self.newest = slot
-        self._enter(slot)
-        self.held += weight
-        self.count += 1
-        self.timed += expires != INFINITY
-        self.epoch += 1
-
-    @cython.final
-    cdef int32_t _chain(self, int32_t slot, int32_t chain) noexcept:
-        """Unlink a slot from both structures, put it before `chain`, and return it."""
-        cdef Entry *entry = &self.entries[slot]
-        self._leave(slot)
-        if entry.newer == NONE:
-            self.newest = entry.older
-        else:
-            self.entries[entry.newer].older = entry.older
-        if entry.older == NONE:
-            self.oldest = entry.newer
-        else:
-            self.entries[entry.older].newer = entry.newer
-        if self.hand == slot:
-            self.hand = entry.newer
-        self.timed -= entry.expires != INFINITY
-        self.count -= 1
-        self.held = self.held - entry.weight if self.count else 0.0  # no rounding error outlives its entries
-        self.epoch += 1
-        entry.older = chain
-        return slot
-
-    @cython.final
-    cdef int32_t _all(self) noexcept:
-        """Unlink everything, as one chain."""
-        cdef int32_t chain = self.newest
-        memset(self.index, 0xFF, (<size_t>self.mask + 1) * sizeof(int32_t))
-        self.newest = self.oldest = self.hand = NONE
-        self.removals += self.count
-        self.count = self.timed = 0
-        self.held = 0.0
-        self.epoch += 1
-        return chain
-
-    @cython.final
-    cdef int32_t _set_weight(self, int32_t slot, double weight, double now) noexcept:
-        cdef int32_t leaving
-        self.held -= self.entries[slot].weight
-        self.entries[slot].weight = 0.0
-        leaving = self._make_room(weight, slot, now, NONE)
-        self.entries[slot].weight = weight
-        self.held += weight
-        return leaving
-
-    @cython.final
-    cdef int32_t _make_room(self, double weight, int32_t spared, double now, int32_t chain) noexcept:
-        """Unlink entries other than `spared` until `weight` fits in; return them before `chain`."""
-        cdef int32_t slot
-        while self.held + weight > self.max_weight:
-            if self.count == (spared != NONE):
-                self.held = 0.0  # a rounding error was all that was left
-                break
-            slot = self._victim(spared, now)
-            if self.entries[slot].expires <= now:
-                self.expirations += 1
-            else:
-                self.evictions += 1
-            chain = self._chain(slot, chain)
-        return chain
-
-    @cython.final
-    cdef int32_t _victim(self, int32_t spared, double now) noexcept:
-        """Return the entry that goes next (SIEVE); there must be one other than `spared`."""
-        cdef int32_t slot = self.hand
-        cdef Entry *entry
-        while True:
-            if slot == NONE:
-                slot = self.oldest
-            entry = &self.entries[slot]
-            if slot != spared:
-                if not entry.visited or entry.expires <= now:
-                    self.hand = slot  # unlinking it moves the hand on
-                    return slot
-                entry.visited = 0
-            slot = entry.newer
 
 
 cdef traverseproc traverse_attributes = (<PyTypeObject *>Table).tp_traverse
@@ -502,25 +347,24 @@ cdef inquiry clear_attributes = (<PyTypeObject *>Table).tp_clear
 
 
 cdef int traverse(PyObject *cell, visitproc visit, void *arg) noexcept:
-    cdef Entry *entries = (<Table>cell).entries
+    cdef wf_cache *table = &(<Table>cell).table
     cdef int32_t slot
     cdef int found = traverse_attributes(cell, visit, arg)
-    if found:
-        return found
-    for slot in range((<Table>cell).capacity):
-        if entries[slot].key != NULL:
-            found = visit(entries[slot].key, arg) or visit(entries[slot].value, arg)
-            if found:
-                return found
-    return 0
+    for slot in range(table.capacity):
+        if found:
+            break
+        if table.entries[slot].key != NULL:
+            found = visit(<PyObject *>table.entries[slot].key, arg)
+            found = found or visit(<PyObject *>table.entries[slot].value, arg)
+    return found
 
 
 cdef int clear(PyObject *cell) noexcept:
     clear_attributes(cell)
-    (<Table>cell)._let_go((<Table>cell)._all(), False)
+    (<Table>cell)._let_all_go()
     return 0
 
 
-# The references in `entries` are plain C memory, which Cython's own functions know nothing of.
+# The references in the entries are plain C memory, which Cython's own functions know nothing of.
 (<PyTypeObject *>Table).tp_traverse = traverse
 (<PyTypeObject *>Table).tp_clear = clear

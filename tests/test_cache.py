@@ -1,8 +1,7 @@
-"""The cache against a plain oracle, hostile keys and values, threads, and the loading of what is missing."""
+"""The cache against a plain oracle, hostile keys and values, and threads."""
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import math
 import random
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from whisper_fast.cache import Cache
-from whisper_fast.errors import LoadCycle, WhisperFastError
 
 
 def conserved(cache):
@@ -325,6 +323,18 @@ def test_keys_whose_comparison_changes_the_cache():
         conserved(cache)
 
 
+@pytest.mark.parametrize("size", range(40))
+def test_a_comparison_that_fills_the_last_free_slot(size):
+    cache = Cache(1000)
+    stored = Hostile("a", lambda: None)
+    cache.put(stored, 1)
+    cache.put_many((n, n) for n in range(size))
+    stored.act = lambda: cache.put(("in between", len(cache)), 1) if len(cache) < size + 5 else None
+    cache.put(Hostile("b", lambda: None), 2)
+    assert len(cache) == size + 6
+    conserved(cache)
+
+
 def test_a_comparison_that_never_lets_the_table_rest_is_an_error():
     cache = Cache(30)
     stored = Hostile("a", lambda: None)
@@ -446,186 +456,4 @@ def test_threads_hammering():
     for thread in threads:
         thread.join()
     assert sorted(done) == [0, 1, 2, 3]
-    conserved(cache)
-
-
-# ---- loading
-
-
-async def test_one_load_for_all():
-    calls = []
-
-    async def loader(key):
-        calls.append(key)
-        await asyncio.sleep(0.01)
-        return [key]
-
-    cache = Cache(10)
-    values = await asyncio.gather(*(cache.get_or_load("k", loader) for _ in range(1000)))
-    assert calls == ["k"]
-    assert all(value is values[0] for value in values)
-    assert await cache.get_or_load("k", loader) is values[0]
-    assert cache.stats().loads == 1
-    assert not cache._loading
-
-
-@pytest.mark.parametrize("loader", [lambda: None, lambda key: None, lambda key=1: None])
-async def test_none_is_a_value_and_loaders_may_be_sync_and_take_nothing(loader):
-    cache = Cache(10)
-    assert await cache.get_or_load("k", loader) is None
-    assert "k" in cache
-
-
-async def test_a_failing_load_is_called_once_and_each_waiter_has_its_own_error():
-    calls = []
-
-    async def loader(key):
-        calls.append(key)
-        await asyncio.sleep(0.01)
-        raise WhisperFastError("no", retry_after=3.0)
-
-    cache = Cache(10)
-    errors = await asyncio.gather(*(cache.get_or_load("k", loader) for _ in range(20)), return_exceptions=True)
-    assert calls == ["k"]
-    assert len({id(error) for error in errors}) == 20
-    assert all(type(error) is WhisperFastError and error.retry_after == 3.0 for error in errors)
-    assert "k" not in cache
-    assert not cache._loading
-    assert cache.stats().load_failures == 1
-
-
-class Awkward(Exception):
-    def __init__(self, one, *, two):
-        super().__init__(one)
-        self.two = two
-
-
-@pytest.mark.parametrize("error", [Awkward("a", two=2), OSError(2, "gone", "file"), StopIteration(1)])
-async def test_awkward_errors_reach_every_waiter(error):
-    def loader(key):
-        raise error
-
-    cache = Cache(10)
-    got = await asyncio.gather(*(cache.get_or_load("k", loader) for _ in range(3)), return_exceptions=True)
-    expected = RuntimeError if isinstance(error, StopIteration) else type(error)
-    assert {type(e) for e in got} == {expected}
-    assert all(getattr(e, "two", None) == getattr(error, "two", None) for e in got)
-
-
-@pytest.mark.parametrize("cancelled", [0, 1, 4])
-async def test_cancelling_a_waiter_fails_only_that_waiter(cancelled):
-    release = asyncio.Event()
-
-    async def loader():
-        await release.wait()
-        return 1
-
-    cache = Cache(10)
-    waiters = [asyncio.create_task(cache.get_or_load("k", loader)) for _ in range(5)]
-    await asyncio.sleep(0)
-    waiters[cancelled].cancel()
-    await asyncio.sleep(0)
-    release.set()
-    results = await asyncio.gather(*waiters, return_exceptions=True)
-    assert isinstance(results.pop(cancelled), asyncio.CancelledError)
-    assert results == [1] * 4
-
-
-async def test_the_load_ends_with_its_last_waiter():
-    ended = asyncio.Event()
-
-    async def loader():
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
-    cache = Cache(10)
-    waiters = [asyncio.create_task(cache.get_or_load("k", loader)) for _ in range(3)]
-    await asyncio.sleep(0.001)
-    for waiter in waiters:
-        waiter.cancel()
-    await asyncio.wait(waiters)
-    await asyncio.wait_for(ended.wait(), 1)
-    assert not cache._loading
-    assert await cache.get_or_load("k", lambda: 2) == 2
-
-
-async def test_recursion_raises_instead_of_hanging():
-    async def within(key):
-        return await cache.get_or_load(key, within)
-
-    async def gathered(key):
-        return await asyncio.gather(cache.get_or_load(key, gathered), asyncio.sleep(0))
-
-    async def a(key):
-        return await cache.get_or_load("b", b)
-
-    async def b(key):
-        return await cache.get_or_load("a", a)
-
-    cache = Cache(10)
-    for key, loader in (("k", within), ("k", gathered), ("a", a)):
-        with pytest.raises(LoadCycle):
-            await cache.get_or_load(key, loader)
-    both = await asyncio.gather(cache.get_or_load("a", a), cache.get_or_load("b", b), return_exceptions=True)
-    assert {type(error) for error in both} == {LoadCycle}
-    assert not cache._loading
-
-
-@pytest.mark.parametrize("change", [lambda c: c.put("k", "new"), lambda c: c.pop("k"), Cache.clear])
-async def test_a_change_during_the_load_wins(change):
-    release = asyncio.Event()
-
-    async def old():
-        await release.wait()
-        return "old"
-
-    cache = Cache(10)
-    waiter = asyncio.create_task(cache.get_or_load("k", old))
-    await asyncio.sleep(0)
-    change(cache)
-    expected = cache.get("k", "fresh")
-    assert await cache.get_or_load("k", lambda: "fresh") == expected
-    release.set()
-    assert await waiter == "old"
-    assert cache.get("k") == expected
-
-
-async def test_too_heavy_to_store_is_still_answered():
-    cache = Cache(3, weigher=len)
-    assert await cache.get_or_load("k", lambda: "heavy") == "heavy"
-    assert len(cache) == 0
-
-
-async def test_a_load_cancelled_from_outside_fails_its_waiters_with_an_error():
-    async def loader():
-        raise asyncio.CancelledError
-
-    cache = Cache(10)
-    with pytest.raises(WhisperFastError, match="cancelled"):
-        await cache.get_or_load("k", loader)
-
-
-async def test_random_cancellation_leaves_nothing():
-    rng = random.Random(3)
-
-    async def loader(key):
-        await asyncio.sleep(rng.choice([0, 0, 0.001]))
-        if rng.random() < 0.2:
-            raise ValueError(key)
-        return key
-
-    cache = Cache(5)
-    tasks = []
-    for _ in range(3000):
-        tasks.append(asyncio.create_task(cache.get_or_load(rng.randrange(12), loader)))
-        if rng.random() < 0.4:
-            rng.choice(tasks[-20:]).cancel()
-        if rng.random() < 0.2:
-            await asyncio.sleep(0)
-    results = await asyncio.gather(*tasks, return_exceptions=True)
-    assert {type(r) for r in results} <= {int, ValueError, asyncio.CancelledError}
-    await asyncio.sleep(0.002)  # loads whose last waiter has just gone end in the next turn
-    assert not cache._loading
     conserved(cache)

@@ -12,13 +12,10 @@ _D = TypeVar("_D")
 
 @disjoint_base
 class Table(Generic[_K, _V]):
-    max_weight: float
     hits: int
     misses: int
     puts: int
     refused: int
-    evictions: int
-    expirations: int
     removals: int
     _loading: dict[Any, Any]
 
@@ -36,6 +33,12 @@ class Table(Generic[_K, _V]):
     def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
     def __contains__(self, key: object, /) -> bool: ...
     def __len__(self, /) -> int: ...
+    @property
+    def evictions(self) -> int: ...
+    @property
+    def expirations(self) -> int: ...
+    @property
+    def max_weight(self) -> float: ...
     @property
     def weight(self) -> float: ...
     @overload
