@@ -30,7 +30,6 @@ from .models.embedder import StaticEmbedder
 from .models.emotion import VaderEmotion
 from .pipeline import Pipeline
 from .prompt import compose
-from .settings import Settings
 from .store.backup import backup
 from .store.schema import forget_user
 from .store.sqlite import Database
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
     from .llm import Endpoint
     from .llm.completion import ChatProvider
     from .models.embedder import Embedder
+    from .settings import Settings
 
 __all__ = ["Engine"]
 
@@ -109,7 +109,10 @@ class Engine:
         `llm` None uses `LLM_CHAT_API_URL`, a model found on this machine, or the simulated one, in that order.
         Raises SettingsError, StoreError.
         """
-        settings = settings or Settings()
+        if settings is None:
+            from .settings import Settings  # pydantic takes a third of the engine's import time
+
+            settings = Settings()
         async with AsyncExitStack() as stack:
             database = await Database.open(settings.data_dir)
             stack.push_async_callback(database.close)
