@@ -313,6 +313,18 @@ async def test_a_pool_that_was_handed_in_stays_open(settings):
         assert pool.stats()["calls"] == 2
 
 
+async def test_a_persona_of_ones_own(settings, tmp_path):
+    (tmp_path / "ada.txt").write_text("You are Ada, and dry.")
+    llm = ScriptedLLM(lambda _: "indeed")
+    with_persona = Settings(data_dir=settings.data_dir, persona_file=tmp_path / "ada.txt")
+    async with Engine.open(with_persona, llm=llm) as engine:
+        await engine.respond(said("bob", "hello", system=({"role": "system", "content": "Speak French."},)))
+    assert llm.asked[0][0]["content"].startswith("You are Ada, and dry.\n\nSpeak French.")
+    with pytest.raises(SettingsError, match="WHISPER_FAST_PERSONA_FILE"):
+        async with Engine.open(Settings(data_dir=settings.data_dir, persona_file=tmp_path / "missing"), llm=quick()):
+            pass
+
+
 CHILD = """
 import asyncio, pathlib, sys
 from whisper_fast import Engine, Message, Settings

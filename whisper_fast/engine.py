@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from . import components
 from .batcher import MicroBatcher
 from .conversation import Conversations
-from .errors import Closed, StoreError, WhisperFastError
+from .errors import Closed, SettingsError, StoreError, WhisperFastError
 from .executor import Executor
 from .flags import Flags
 from .journal import Entry, Journal
@@ -218,13 +218,14 @@ class Engine:
 
     def _register(self, settings: Settings) -> None:
         seconds = settings.component_deadline
-        text = settings.persona_file.read_text() if settings.persona_file else PERSONA
         analyse = partial(self._executor.run, VaderEmotion().analyse)
         self._pipeline.add(components.emotion(analyse, seconds))
         self._pipeline.add(components.embedding(self._embed_one, seconds))
         self._pipeline.add(components.recall(self.memory, RECALLED, seconds))
         self._pipeline.add(components.conversation(self._conversations, seconds))
-        self._pipeline.add(components.persona(text, always=settings.persona_file is not None))
+        self._pipeline.add(
+            components.persona(persona_text(settings.persona_file), always=settings.persona_file is not None)
+        )
 
     async def _embed_one(self, text: str, user: str) -> Any:
         return await self._batcher.submit(text, user=user)
@@ -378,6 +379,16 @@ class Engine:
         await self._pipeline.close()
         await self._batcher.close()
         await self._executor.close()
+
+
+def persona_text(path: Path | None) -> str:
+    """Return the text of a persona file, or the default one. Raises SettingsError for a file that cannot be read."""
+    if path is None:
+        return PERSONA
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeError) as error:
+        raise SettingsError(f"WHISPER_FAST_PERSONA_FILE is {str(path)!r}: it cannot be read ({error})") from None
 
 
 def stopped() -> Closed:

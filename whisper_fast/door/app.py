@@ -71,6 +71,7 @@ class Door:
 
     def routes(self) -> list[Route]:
         """Return the routes of the protocol, of the probes and of the metrics."""
+        measured = [Route("/metrics", self.measure)] if self.settings.performance_monitoring_enabled else []
         return [
             Route("/v1/chat/completions", self.complete, methods=["POST"]),
             Route("/v1/embeddings", self.embed, methods=["POST"]),
@@ -78,7 +79,7 @@ class Door:
             Route("/v1/models/{name:path}", self.model),
             Route("/healthz", self.healthy),
             Route("/readyz", self.ready),
-            Route("/metrics", self.measure),
+            *measured,
         ]
 
     async def complete(self, request: Request) -> Response:
