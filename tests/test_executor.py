@@ -292,15 +292,11 @@ def test_one_executor_serves_one_loop_after_the_other():
 # ---- processes
 
 
-def kill_self():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 async def test_a_worker_that_dies_is_an_error_and_is_replaced():
     async with Executor(threads=1, processes=1) as executor:
         before = await executor.run(os.getpid, kind="process")
         with pytest.raises(WorkerDied):
-            await executor.run(kill_self, kind="process")
+            await executor.run(signal.raise_signal, signal.SIGKILL, kind="process")
         assert await executor.run(os.getpid, kind="process") != before
         os.kill(await executor.run(os.getpid, kind="process"), signal.SIGKILL)  # while it is idle
         await until(lambda: not executor.stats().processes_outstanding)
@@ -313,14 +309,27 @@ async def test_a_worker_that_dies_is_an_error_and_is_replaced():
         assert executor.stats().worker_deaths >= 2
 
 
+class CannotArrive:
+    """Its import, so to say, fails in the worker."""
+
+    def __call__(self):
+        """Never called."""
+
+    def __reduce__(self):
+        return divmod, (1, 0)
+
+
 async def test_process_errors_reach_the_caller():
     async with Executor(threads=1, processes=1) as executor:
         with pytest.raises(ValueError, match="invalid literal"):
             await executor.run(int, "x", kind="process")
         with pytest.raises((AttributeError, pickle.PicklingError), match="pickle"):
             await executor.run(lambda: 1, kind="process")
+        with pytest.raises(ZeroDivisionError):
+            await executor.run(CannotArrive(), kind="process")
         with pytest.raises(DeadlineExceeded):
             await executor.run(time.sleep, 0.05, kind="process", timeout=0.01)
+        assert executor.stats().worker_deaths == 0
         assert await executor.run(pow, 2, 3, kind="process") == 8
 
 

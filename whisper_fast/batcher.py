@@ -19,7 +19,7 @@ import msgspec
 from ._batch import Assembly
 from .errors import BatchMismatch, Closed, Overloaded
 from .executor import coroutine_function
-from .waiter import Group, Member, Waiter, expire, fail_all, unwrapped
+from .waiter import Group, Member, Waiter, expire_later, fail_all, unwrapped
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -31,6 +31,7 @@ __all__ = ["BatcherStats", "MicroBatcher"]
 T = TypeVar("T")
 R = TypeVar("R")
 
+INFINITY = float("inf")
 SHORTEST_TIMER = 0.001  # seconds; uvloop's timers tick in whole milliseconds
 CLOSING_GRACE = 1.0  # seconds that a cancelled batch function has to end
 UNORDERED = (str, bytes, Mapping, Set)
@@ -102,6 +103,7 @@ class MicroBatcher(Generic[T, R]):
         self._running = 0
         self._scheduled = False
         self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: dict[asyncio.Task[None], list[Waiter]] = {}  # each with those it must answer now
         self._released = {"full": 0, "cost": 0, "idle": 0, "linger": 0, "direct": 0}
@@ -116,12 +118,11 @@ class MicroBatcher(Generic[T, R]):
         (or the cost function) raises for this item.
         """
         self._check_room(1)
-        loop = asyncio.get_running_loop()
-        waiter = Waiter(item, loop.create_future())
+        waiter = Waiter(item, self._own_loop().create_future())
         self._append(waiter, user, priority, timeout)
-        timer = self._expire_later(waiter.future, timeout)
+        timer = None if timeout is None else expire_later(waiter.future, timeout)
         try:
-            return cast("R", await waiter.future)
+            return await waiter.future  # type: ignore[no-any-return]
         finally:
             if timer is not None:
                 timer.cancel()
@@ -146,11 +147,11 @@ class MicroBatcher(Generic[T, R]):
         self._check_room(len(pending))
         if not pending:
             return []
-        group = Group(len(pending), asyncio.get_running_loop().create_future())
+        group = Group(len(pending), self._own_loop().create_future())
         members = [Member(item, group, index) for index, item in enumerate(pending)]
         for member in members:
             self._append(member, user, priority, timeout)
-        timer = self._expire_later(group.future, timeout)
+        timer = None if timeout is None else expire_later(group.future, timeout)
         try:
             await group.future
         finally:
@@ -221,12 +222,21 @@ class MicroBatcher(Generic[T, R]):
             return
         try:
             cost = 1.0 if self._cost is None else self._cost(waiter.item)
-            deadline = float("inf") if timeout is None else monotonic() + timeout
+            deadline = INFINITY if timeout is None else monotonic() + timeout
             self._queue.append(waiter, user, priority, deadline, cost)
         except Exception as error:  # noqa: BLE001 - whatever a cost function raises is for its item alone
             waiter.fail(error)
             return
-        self._wake()
+        if self._running or not self._scheduled:
+            self._wake()
+
+    def _own_loop(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._tasks or len(self._queue):
+                raise RuntimeError("a batcher serves one event loop; give the other loop a batcher of its own")
+            self._loop = loop
+        return loop
 
     def _wake(self) -> None:
         """See to it that what waits will go: in this turn of the loop, or when its time behind a batch is over."""
@@ -234,12 +244,7 @@ class MicroBatcher(Generic[T, R]):
             self._linger_later()
         elif not self._scheduled and len(self._queue):
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._dispatch)
-
-    def _expire_later(self, future: asyncio.Future[Any], timeout: float | None) -> asyncio.TimerHandle | None:
-        if timeout is None:
-            return None
-        return future.get_loop().call_later(max(timeout, SHORTEST_TIMER), expire, future, timeout)
+            self._own_loop().call_soon(self._dispatch)
 
     def _linger_later(self) -> None:
         """See to it that the oldest item does not wait longer than `max_wait` behind a running batch."""
@@ -247,8 +252,8 @@ class MicroBatcher(Generic[T, R]):
         if self._timer is not None or oldest is None or not 0 < self._running < self._max_concurrent:
             return
         delay = oldest + self._max_wait - monotonic()
-        if delay != float("inf"):
-            self._timer = asyncio.get_running_loop().call_later(max(delay, SHORTEST_TIMER), self._linger)
+        if delay != INFINITY:
+            self._timer = self._own_loop().call_later(max(delay, SHORTEST_TIMER), self._linger)
 
     def _linger(self) -> None:
         self._timer = None
@@ -284,7 +289,7 @@ class MicroBatcher(Generic[T, R]):
         return batch
 
     def _start(self, work: Any, waiters: list[Waiter]) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=self._name)
+        task = self._own_loop().create_task(work, name=self._name)
         self._tasks[task] = waiters
         task.add_done_callback(self._ended)
 
@@ -310,7 +315,7 @@ class MicroBatcher(Generic[T, R]):
 
     async def _serve(self, waiters: list[Waiter]) -> None:
         """Call the function for those who still wait, and give each its result or error."""
-        waiters = [waiter for waiter in waiters if waiter.live]
+        waiters = [waiter for waiter in waiters if not waiter.future.done()]
         if not waiters:
             return
         try:

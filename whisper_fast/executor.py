@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import msgspec
 
 from .cache import Cache
-from .errors import Closed, DeadlineExceeded
+from .errors import Closed
 from .threads import Job, Threads
+from .waiter import expire_later
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +34,6 @@ MOST_SHORT_CALLS = 4096
 ALWAYS_SHORT = 100e-6  # seconds: what the loop may be held for, where even the cheapest hop wakes two threads
 LONGEST_LIMIT = 500e-6  # seconds: a hop that took longer was waiting for something else
 LONG_INLINE = 1e-3  # seconds
-SHORTEST_TIMER = 0.001  # seconds; uvloop's timers tick in whole milliseconds
 SMOOTHING = 1 / 16
 
 
@@ -229,20 +229,13 @@ class Executor:
 
 async def answered(future: asyncio.Future[Any], timeout: float | None) -> Any:
     """Await a future that nobody else awaits; raises DeadlineExceeded after `timeout` seconds."""
-    timer = None
-    if timeout is not None:
-        timer = future.get_loop().call_later(max(timeout, SHORTEST_TIMER), expire, future, timeout)
+    timer = None if timeout is None else expire_later(future, timeout)
     try:
         return await future
     finally:
         if timer is not None:
             timer.cancel()
         del future  # an error would keep itself alive: error, traceback, this frame, future, error
-
-
-def expire(future: asyncio.Future[Any], timeout: float) -> None:
-    if not future.done():
-        future.set_exception(DeadlineExceeded(f"the call did not end within {timeout:g} s"))
 
 
 def plain(value: T) -> T:

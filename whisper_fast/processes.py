@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import pickle
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +36,18 @@ class Processes:
         return len(workers(self._pool))
 
     def submit(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> asyncio.Future[Any]:
-        """Hand a call to a worker; the future raises WorkerDied when its worker does, Closed after `close()`."""
+        """Hand a call to a worker; the future raises WorkerDied when its worker does, Closed after `close()`.
+
+        Raises what pickle raises for something that cannot be sent.
+        """
         if self._closed:
             raise Closed("the worker processes are closed")
+        work = pickle.dumps((fn, args), pickle.HIGHEST_PROTOCOL)
         try:
-            running = self._started().submit(fn, *args)
+            running = self._started().submit(worker.call, work)
         except BrokenProcessPool:  # it broke while nobody waited for it
             self._replace(self._pool)
-            running = self._started().submit(fn, *args)
+            running = self._started().submit(worker.call, work)
         return self._follow(running)
 
     async def close(self, grace: float, threads: Threads) -> None:

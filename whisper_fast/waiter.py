@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable
 
-__all__ = ["Failure", "Group", "Member", "Waiter", "expire", "fail_all", "unwrapped"]
+__all__ = ["Failure", "Group", "Member", "Waiter", "expire_later", "fail_all", "unwrapped"]
+
+SHORTEST_TIMER = 0.001  # seconds; uvloop's timers tick in whole milliseconds
 
 
 class Waiter:
@@ -22,11 +24,6 @@ class Waiter:
         self.item = item
         self.future = future
         self.taken = False
-
-    @property
-    def live(self) -> bool:
-        """Whether somebody still waits."""
-        return not self.future.done()
 
     def answer(self, value: Any) -> None:
         """Hand over the result; an exception among the results is its item's failure."""
@@ -73,11 +70,6 @@ class Member(Waiter):
         self.index = index
         self.answered = False
 
-    @property
-    def live(self) -> bool:
-        """Whether this item's result is still wanted."""
-        return not self.answered and not self.future.done()
-
     def answer(self, value: Any) -> None:
         """Put the result into its place; only the first one counts."""
         if self.answered:
@@ -94,10 +86,14 @@ class Member(Waiter):
         self.answer(Failure(own_copy(error)))
 
 
+def expire_later(future: asyncio.Future[Any], seconds: float) -> asyncio.TimerHandle:
+    """Fail `future` with DeadlineExceeded in `seconds`, if nothing else has settled it by then."""
+    return future.get_loop().call_later(max(seconds, SHORTEST_TIMER), expire, future, seconds)
+
+
 def expire(future: asyncio.Future[Any], timeout: float) -> None:
-    """Tell whoever waits that the time is used up."""
     if not future.done():
-        future.set_exception(DeadlineExceeded(f"no result within {timeout:g} s"))
+        future.set_exception(DeadlineExceeded(f"no result came within {timeout:g} s"))
 
 
 def fail_all(waiters: Iterable[Waiter], error: BaseException) -> None:
