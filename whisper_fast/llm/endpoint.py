@@ -50,12 +50,9 @@ def normal(url: str) -> str:
 
 def checked(url: str) -> SplitResult:
     """Return the parts of `url`; raises SettingsError whose text never repeats credentials or a query."""
-    try:
-        parts = urlsplit(url.strip())
-        found = f"{parts.scheme}://{parts.hostname}"
-        _ = parts.port
-    except ValueError:
-        raise SettingsError("base_url is not an address; it looks like http://127.0.0.1:1234/v1") from None
+    parts = split(url.strip())
+    if parts is None:
+        raise SettingsError("base_url is not an address; it looks like http://127.0.0.1:1234/v1")
     if parts.username is not None or parts.password is not None:
         raise SettingsError("base_url carries credentials; give them as api_key")
     if parts.scheme not in ("http", "https"):
@@ -63,5 +60,15 @@ def checked(url: str) -> SplitResult:
     if not parts.hostname or UNUSABLE.search(parts.netloc):
         raise SettingsError("base_url names no host; it looks like http://127.0.0.1:1234/v1")
     if parts.query or parts.fragment:
-        raise SettingsError(f"base_url {found:.100} has a query or a fragment; leave it out")
+        raise SettingsError(f"base_url at {parts.hostname:.100} has a query or a fragment; leave it out")
+    return parts
+
+
+def split(url: str) -> SplitResult | None:
+    """Return the parts of `url`, None where it has no such parts; urllib's error would repeat the text."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # checks it
+    except ValueError:
+        return None
     return parts

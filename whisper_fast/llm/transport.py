@@ -64,10 +64,12 @@ class Transport:
                 timeout=limits,
             )
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
-            raise self._typed(error) from None
-        if not 200 <= response.status < 300:
-            raise await self._refused(response)
-        return response
+            failure = self._typed(error)
+        else:
+            if 200 <= response.status < 300:
+                return response
+            failure = await self._refused(response)
+        raise failure  # out here, so that aiohttp's error, which holds the headers, is not even its context
 
     async def whole(self, response: aiohttp.ClientResponse) -> bytes:
         """Return the body of an answer, and close it; raises LLMError."""
@@ -90,7 +92,8 @@ class Transport:
         try:
             return await response.content.readany()
         except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
-            raise self._typed(error) from None
+            failure = self._typed(error)
+        raise failure
 
     async def finish(self, response: aiohttp.ClientResponse) -> None:
         """Read what follows the last event, so that the connection can serve the next call."""
