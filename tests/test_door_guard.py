@@ -206,3 +206,9 @@ def test_a_port_that_is_taken_is_named():
 def test_an_address_that_is_not_ours_is_named():
     with pytest.raises(errors.SettingsError, match=r"WHISPER_FAST_HOST is '203\.0\.113\.7'"):
         listener("203.0.113.7", 0)
+
+
+def test_monitoring_off_takes_the_metrics_away(engine):
+    paths = {route.path for route in build(engine, Settings(performance_monitoring_enabled=False)).routes}
+    assert "/readyz" in paths
+    assert "/metrics" not in paths
