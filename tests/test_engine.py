@@ -313,6 +313,27 @@ async def test_a_pool_that_was_handed_in_stays_open(settings):
         assert pool.stats()["calls"] == 2
 
 
+async def test_a_round_of_tools_is_remembered_once(settings):
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+
+    class Calling(ScriptedLLM):
+        async def chat(self, messages, **_):
+            if messages[-1]["role"] == "tool":
+                return Completion(text="Rain, says the tool.")
+            return Completion(text="", finish_reason="tool_calls", tool_calls=(call,))
+
+    async with Engine.open(settings, llm=Calling(None)) as engine:
+        first = await engine.respond(said("ada", "what is the weather?"))
+        assert first.tool_calls == (call,)
+        results = (
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "1", "content": "rain"},
+        )
+        second = await engine.respond(said("ada", "what is the weather?", continuation=results))
+        assert second.text == "Rain, says the tool."
+        assert [memory["text"] async for memory in engine.export("ada")] == ["what is the weather?"]
+
+
 async def test_a_persona_of_ones_own(settings, tmp_path):
     (tmp_path / "ada.txt").write_text("You are Ada, and dry.")
     llm = ScriptedLLM(lambda _: "indeed")

@@ -308,7 +308,7 @@ class Engine:
     async def _remember(self, entry: Entry, vector: Any, reply: Reply) -> None:
         """Store conversation and memories and close the entry, all or nothing, then show them to the next turn."""
         message = entry.message
-        if not message.remember:
+        if not message.remember or reply.finish_reason == "tool_calls":  # the round with the results is remembered
             await self._journal.complete(entry)
             return
         memory = {"text": message.text, "scope": message.scope, "at": message.at, "source": f"turn:{entry.id}"}
