@@ -17,7 +17,7 @@ from whisper_fast.message import Delta
 
 @pytest.fixture
 def settings(tmp_path):
-    return Settings(data_dir=tmp_path / "data", process_pool_size=1, thread_pool_size=2, drain_seconds=5)
+    return Settings(data_dir=tmp_path / "data", process_pool_size=1, thread_pool_size=2, component_deadline=30)
 
 
 def quick():
@@ -243,7 +243,7 @@ async def test_each_flag_off_gives_the_same_answers(settings, tmp_path, flag):
     texts = ["I live in Oslo", "my sister is called Mia", "I love skiing", "where do I live?", "who is Mia?"]
 
     async def answers(folder, off):
-        async with Engine.open(Settings(data_dir=folder), llm=quick()) as engine:
+        async with Engine.open(Settings(data_dir=folder, component_deadline=30), llm=quick()) as engine:
             for name in off:
                 setattr(engine.flags, name, False)
             engine.hint("ada")

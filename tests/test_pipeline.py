@@ -114,6 +114,21 @@ async def test_what_is_late_or_fails_is_named_and_replaced(pipeline, component, 
     assert "hello" not in caplog.text
 
 
+async def test_one_that_ends_while_the_loop_is_held_past_its_deadline_counts():
+    async def hold(_):
+        await asyncio.sleep(0)
+        time.sleep(0.03)
+
+    async with Executor(threads=1, processes=1) as executor:
+        pipeline = Pipeline(executor, parallel=lambda: True)
+        pipeline.add(Component("quick", value_after(0.01, "quick"), deadline=0.02))
+        pipeline.add(Component("holds", hold, deadline=1))
+        await pipeline.run(found := turn())
+        await pipeline.close()
+    assert found.get("quick") in ("quick", None)
+    assert found.partial in ([], ["quick"])
+
+
 async def test_a_late_component_is_cancelled_and_close_waits_for_its_end(pipeline):
     ended = asyncio.Event()
 

@@ -212,13 +212,16 @@ class Fan:
 
     def expire(self) -> None:
         now = perf_counter()
-        late = [(task, c, began) for task, (c, began) in self.running.items() if c.deadline + began <= now]
-        for task, component, began in late:
+        due = [(task, c, began) for task, (c, began) in self.running.items() if c.deadline + began <= now]
+        for task, component, began in due:
+            if task.done():  # in time after all: its callback is on the loop's list already
+                continue
             del self.running[task]
             task.remove_done_callback(self.finished)
             self.pipeline._abandon(task)
             self.pipeline._fail(component, self.turn, began, None)
             self.go_on(component)
-        if self.running:
-            self.due = min(component.deadline + began for component, began in self.running.values())
+        still = [component.deadline + began for task, (component, began) in self.running.items() if not task.done()]
+        if still:
+            self.due = min(still)
             self.set_timer()
