@@ -53,6 +53,12 @@ class Call:
             self._left = self.left
             self._timer = None
 
+    def end(self) -> None:
+        """Stop the budget for good."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def strike(self, error: WhisperFastError) -> None:
         """End the call with `error`; only the first strike counts."""
         if self._error is None:

@@ -112,7 +112,7 @@ class LLMPool:
         call, route = self._begin(timeout)
         try:
             while True:
-                upstream = await self._admit(call, route, priority)
+                upstream = self._take(route) or await self._admit(call, route, priority)
                 call.arm()
                 try:
                     with call:
@@ -143,14 +143,17 @@ class LLMPool:
         call, route = self._begin(timeout)
         try:
             while True:
-                upstream = await self._admit(call, route, priority)
+                upstream = self._take(route) or await self._admit(call, route, priority)
                 call.arm()
                 begun = False
                 pieces = upstream.provider.stream(messages, **params)
                 try:
-                    while (piece := await following(pieces, call)) is not None:
+                    while True:
+                        with call:  # only in here the call may be interrupted
+                            piece = await anext(pieces)
                         begun = True
                         yield piece
+                except StopAsyncIteration:
                     return
                 except LLMError as error:
                     upstream.errors[type(error).__name__] += 1
@@ -206,6 +209,14 @@ class LLMPool:
         self._calls.add(call)
         return call, Route(len(self._upstreams))
 
+    def _take(self, route: Route) -> Upstream | None:
+        """Take a slot of the route's endpoint if one is free; return the endpoint."""
+        upstream = self._upstreams[route.at]
+        if not upstream.slots.take():
+            return None
+        upstream.calls += 1
+        return upstream
+
     async def _admit(self, call: Call, route: Route, priority: int) -> Upstream:
         """Take a slot of the route's endpoint, or of a later one where that is overloaded; return the endpoint."""
         while True:
@@ -226,17 +237,8 @@ class LLMPool:
         call.disarm()
 
     def _end(self, call: Call) -> None:
-        call.disarm()
+        call.end()
         self._calls.discard(call)
-
-
-async def following(pieces: AsyncIterator[Delta], call: Call) -> Delta | None:
-    """Return the next piece, None after the last; the call may be interrupted only in here."""
-    with call:
-        try:
-            return await anext(pieces)
-        except StopAsyncIteration:
-            return None
 
 
 async def finish(pieces: AsyncIterator[Delta]) -> None:

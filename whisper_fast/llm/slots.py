@@ -29,6 +29,13 @@ class Slots:
         self._arrival = 0
         self._closed = False
 
+    def take(self) -> bool:
+        """Take a slot if one is free, and say whether it was; nobody waits while one is."""
+        if self.in_flight >= self.limit or self._closed:
+            return False
+        self.in_flight += 1
+        return True
+
     async def acquire(self, priority: int = 0, timeout: float | None = None) -> None:
         """Take a slot, waiting at most `timeout` seconds.
 
@@ -37,8 +44,7 @@ class Slots:
         """
         if self._closed:
             raise Closed("the pool is closed")
-        if self.in_flight < self.limit:  # then nobody waits: see release
-            self.in_flight += 1
+        if self.take():
             return
         if self.waiting >= self.max_waiting:
             raise Overloaded(f"{self.waiting} calls wait for {self.limit} slots; try again later")
