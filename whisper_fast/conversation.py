@@ -22,15 +22,16 @@ if TYPE_CHECKING:
 __all__ = ["Conversations"]
 
 Key = tuple[str, str, str, str]
-TURN_BYTES = 300  # what Python keeps for a turn beside its text
+TURN_BYTES = 700  # what Python keeps for a turn beside its text
 
 
 class Exchange(NamedTuple):
-    """One turn: what the user said and what the bot answered."""
+    """One turn: what the user said and what the bot answered, as it goes into every later prompt."""
 
     turn: int
-    text: str
-    reply: str
+    said: ChatMessage
+    answered: ChatMessage
+    size: int
 
 
 Recent = deque[Exchange]
@@ -41,7 +42,12 @@ def place(message: Message) -> Key:
 
 
 def weight(recent: Recent) -> int:
-    return 200 + sum(TURN_BYTES + len(e.text) + len(e.reply) for e in recent)
+    return 200 + sum(kept.size for kept in recent)
+
+
+def exchange(turn: int, text: str, reply: str) -> Exchange:
+    said, answered = {"role": "user", "content": text}, {"role": "assistant", "content": reply}
+    return Exchange(turn, said, answered, TURN_BYTES + len(text) + len(reply))
 
 
 class Conversations:
@@ -83,9 +89,11 @@ class Conversations:
         """Show a stored turn to the turns that follow, where the place is in memory."""
         key = place(message)
         recent = self._cache.get(key)
-        if recent is not None and all(turn != exchange.turn for exchange in recent):
+        if recent is None:
+            self._cache.pop(key)  # a load that began before this turn was stored must not be kept
+        elif all(turn != known.turn for known in recent):
             longer = Recent(recent, maxlen=self._longest)
-            longer.append(Exchange(turn, message.text, reply))
+            longer.append(exchange(turn, message.text, reply))
             self._cache.put(key, longer)
 
     def forget(self, user: str) -> None:
@@ -111,12 +119,8 @@ def newest(connection: apsw.Connection, key: Key, count: int, longest: int) -> R
     sql = """SELECT turn, text, reply FROM conversation
              WHERE user = ? AND platform = ? AND channel = ? AND scope = ? ORDER BY turn DESC LIMIT ?"""
     rows = connection.execute(sql, (*key, min(count, longest))).fetchall()
-    return Recent((Exchange(*row) for row in reversed(rows)), maxlen=longest)
+    return Recent((exchange(*row) for row in reversed(rows)), maxlen=longest)
 
 
 def chat(recent: Recent) -> list[ChatMessage]:
-    messages: list[ChatMessage] = []
-    for exchange in recent:
-        messages.append({"role": "user", "content": exchange.text})
-        messages.append({"role": "assistant", "content": exchange.reply})
-    return messages
+    return [message for kept in recent for message in (kept.said, kept.answered)]
