@@ -159,6 +159,12 @@ async def test_a_damaged_page_is_an_error_and_the_rest_is_read(database, tmp_pat
         await damaged.close()
     with pytest.raises(StoreCorrupt):
         restore(tmp_path / "elsewhere", folder / DATABASE)
+    await asyncio.to_thread(restore, folder, tmp_path / "b.db")  # as the error advises
+    mended = await Database.open(folder)
+    assert len(await mended.read(names)) == 400
+    await mended.close()
+    (kept,) = (folder / "backups").iterdir()
+    assert (kept / DATABASE).read_bytes()[-8192:] == b"\xff" * 8192
 
 
 async def test_a_folder_that_cannot_be_written(tmp_path):

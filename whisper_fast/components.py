@@ -64,13 +64,16 @@ def user_component(
 
     Raises SettingsError for a name that cannot stand in a prompt or a deadline that is none.
     """
+    if name in ("embedding", "recall", "conversation"):
+        raise SettingsError(f"component {name} is a part of the engine and cannot be replaced")
     if not name.isidentifier():
         raise SettingsError(f"component name is {name!r:.80}; letters, digits and underscores are allowed")
     if not callable(fn):
         raise SettingsError(f"component {name}: {fn!r:.80} cannot be called")
     if not deadline > 0:
         raise SettingsError(f"component {name}: deadline is {deadline!r}; it must be more than 0 seconds")
-    return Component(name, fn, deadline=deadline, needs=needs, fallback=fallback, check=fact)
+    check = {"emotion": strengths, "persona": text}.get(name, fact)
+    return Component(name, fn, deadline=deadline, needs=needs, fallback=fallback, check=check)
 
 
 def fact(value: Any) -> Any:
@@ -91,6 +94,12 @@ def emotion(analyse: Callable[[str], Awaitable[Any]], deadline: float) -> Compon
         return await analyse(turn.message.text)
 
     return Component("emotion", feel, deadline=deadline, check=strengths)
+
+
+def text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"a persona is a text, found {type(value).__name__}")
+    return value
 
 
 def strengths(value: Any) -> dict[str, float]:
@@ -135,10 +144,10 @@ def conversation(conversations: Conversations, deadline: float) -> Component:
     return Component("conversation", recent, deadline=deadline, fallback=[])
 
 
-def persona(text: str, *, always: bool) -> Component:
+def persona(who: str, *, always: bool) -> Component:
     """Return the component `persona`: who the bot is; unless `always`, only where the request does not say so."""
 
     async def describe(turn: Turn) -> str:  # async though it never suspends: it costs no thread and no task
-        return text if always or not turn.message.system else ""
+        return who if always or not turn.message.system else ""
 
     return Component("persona", describe, deadline=1.0, fallback="")

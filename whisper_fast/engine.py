@@ -19,10 +19,10 @@ from .conversation import Conversations
 from .errors import Closed, SettingsError, StoreError, WhisperFastError
 from .executor import Executor
 from .flags import Flags
-from .journal import Entry, Journal
+from .journal import Entry, Journal, encoded, last
 from .lanes import Lanes
 from .llm import LLMPool
-from .llm.completion import Completion
+from .llm.completion import Completion, merged
 from .llm.discovery import discover
 from .memory import MemoryStore
 from .message import Message, Reply, Turn, Usage, checked_user
@@ -36,7 +36,7 @@ from .store.sqlite import Database
 from .ticket import ReplyStream, Ticket
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from .lanes import Place
@@ -50,6 +50,7 @@ __all__ = ["Engine"]
 log = logging.getLogger(__name__)
 
 RECALLED = 10
+REMEMBER_SECONDS = 10.0
 PERSONA = "You are a warm, attentive companion. You know this person from earlier conversations; be brief and kind."
 
 
@@ -90,7 +91,7 @@ class Engine:
         )
         self._pipeline = Pipeline(self._executor, parallel=lambda: self.flags.parallel)
         self._register(settings)
-        self._in_flight: dict[int, Ticket] = {}
+        self._in_flight: dict[tuple[str, str, str, str], Ticket] = {}
         self._preloads: set[asyncio.Task[None]] = set()
         self._counts = dict.fromkeys(("accepted", "answered", "failed", "duplicates", "partial"), 0)
         database.on_foreign_change(self._forget_caches)
@@ -147,10 +148,14 @@ class Engine:
         Raises InvalidMessage, Overloaded, Closed, StoreError; then nothing was accepted.
         """
         message = message.checked(self.settings.max_text_bytes)
-        turn = Turn(message)
-        place = self._lanes.enter(message.user, len(message.text))
+        turn, body = Turn(message), encoded(message)
+        place = self._lanes.enter(message.user, len(body))
         try:
-            entry = await self._journal.accept(message)
+            accepting = self._journal.accept(message, body)
+            entry = await asyncio.shield(accepting)
+        except asyncio.CancelledError:  # the caller is gone, the message is not: it goes its way in its turn
+            accepting.add_done_callback(partial(self._claim_alone, turn=turn, place=place))
+            raise
         except BaseException:
             place.leave()
             raise
@@ -200,11 +205,20 @@ class Engine:
 
     async def forget(self, user: str) -> None:
         """Delete everything of `user`: memories, conversations, journal; after the user's running turn."""
-        await self._in_lane(checked_user(user), partial(self._forget, user), "forget")
+        place = self._lanes.enter(checked_user(user), 0)
+        try:
+            upto = await self._database.write(last)
+        except BaseException:
+            place.leave()
+            raise
+        place.start(partial(self._forget, user, upto), "forget")
+        await place.ended()
 
     async def export(self, user: str) -> AsyncIterator[dict[str, Any]]:
         """Yield the memories of `user`, all turns so far included, as dicts that `memory.add_many` takes again."""
-        await self._in_lane(checked_user(user), partial(asyncio.sleep, 0), "export")
+        place = self._lanes.enter(checked_user(user), 0)
+        place.start(partial(asyncio.sleep, 0), "export")
+        await place.ended()
         async for memory in self.memory.export(user):
             yield memory
 
@@ -232,18 +246,25 @@ class Engine:
 
     def _claim(self, entry: Entry, turn: Turn, place: Place, streamed: bool) -> Ticket:
         """Return the ticket of an accepted message, a new one unless the message is known."""
-        known = Ticket.answered(entry.reply) if entry.reply is not None else self._in_flight.get(entry.id)
+        known = Ticket.answered(entry.reply) if entry.reply is not None else self._in_flight.get(key(entry.message))
         if known is not None:
             self._counts["duplicates"] += 1
             place.leave()
             return known
         self._counts["accepted"] += not entry.known
-        ticket = self._in_flight[entry.id] = Ticket(entry.message.id)
+        ticket = self._in_flight[key(entry.message)] = Ticket(entry.message.id)
         if streamed:
             ticket.stream()
         turn.message = entry.message
         place.start(partial(self._turn, entry, turn, ticket), f"turn:{entry.message.id}")
         return ticket
+
+    def _claim_alone(self, accepting: asyncio.Future[Entry], turn: Turn, place: Place) -> None:
+        """Go on with a message whose caller went away while it was being accepted."""
+        if accepting.cancelled() or accepting.exception():
+            place.leave()
+        else:
+            self._claim(accepting.result(), turn, place, streamed=False)
 
     async def _turn(self, entry: Entry, turn: Turn, ticket: Ticket) -> None:
         """Lead one accepted message from its lane to its memory."""
@@ -265,7 +286,7 @@ class Engine:
             ticket.fail(stopped())
             raise
         finally:
-            del self._in_flight[entry.id]
+            self._in_flight.pop(key(entry.message), None)
 
     async def _ask(self, turn: Turn, ticket: Ticket) -> Completion:
         """Ask the model; pieces go to whoever streams."""
@@ -286,7 +307,7 @@ class Engine:
             calls.extend(piece.tool_calls)
             last, usage = piece.finish_reason or last, piece.usage or usage
             ticket.push(piece)
-        return Completion(text="".join(texts), finish_reason=last, tool_calls=tuple(calls), usage=usage)
+        return Completion(text="".join(texts), finish_reason=last, tool_calls=merged(calls), usage=usage)
 
     def _reply(self, turn: Turn, completion: Completion) -> Reply:
         turn.timings["total"] = perf_counter() - turn.started
@@ -313,7 +334,8 @@ class Engine:
             return
         memory = {"text": message.text, "scope": message.scope, "at": message.at, "source": f"turn:{entry.id}"}
         vectors = None if vector is None else [vector]
-        pending = await self.memory.prepare(message.user, [memory], vectors=vectors)
+        async with asyncio.timeout(REMEMBER_SECONDS):  # a hanging embedder must not hold the user's lane
+            pending = await self.memory.prepare(message.user, [memory], vectors=vectors)
         said = partial(self._conversations.insert, turn=entry.id, message=message, reply=reply.text)
         if await self._journal.complete(entry, said, pending.insert):
             self.memory.publish(pending)
@@ -331,7 +353,7 @@ class Engine:
         """Go on with every message that was accepted and not finished, from its last durable step."""
         entries = await self._journal.unfinished()
         for entry in entries:
-            place = self._lanes.enter(entry.message.user, len(entry.message.text))
+            place = self._lanes.enter(entry.message.user, len(entry.message.text), admitted=True)
             if entry.reply is None:
                 self._claim(entry, Turn(entry.message), place, streamed=False)
             else:
@@ -342,17 +364,11 @@ class Engine:
     async def _finish(self, entry: Entry, reply: Reply) -> None:
         try:
             await self._remember(entry, None, reply)
-        except StoreError as error:
+        except (StoreError, TimeoutError) as error:
             log.error("message %s is answered and not yet remembered: %s", entry.message.id, error)
 
-    async def _in_lane(self, user: str, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
-        """Run `work` after the user's turns that are under way; raises what it raises."""
-        place = self._lanes.enter(user, 0)
-        place.start(work, name)
-        await place.ended()
-
-    async def _forget(self, user: str) -> None:
-        await self._database.write(partial(forget_user, user=user))
+    async def _forget(self, user: str, upto: int) -> None:
+        await self._database.write(partial(forget_user, user=user, upto=upto))
         await self.memory.forget(user)
         self._conversations.forget(user)
 
@@ -379,6 +395,10 @@ class Engine:
         await self._pipeline.close()
         await self._batcher.close()
         await self._executor.close()
+
+
+def key(message: Message) -> tuple[str, str, str, str]:
+    return message.platform, message.channel, message.user, message.id
 
 
 def persona_text(path: Path | None) -> str:

@@ -7,16 +7,19 @@ engine goes on from the last state that reached the disk; a message delivered ag
 
 from __future__ import annotations
 
+import logging
 from contextlib import closing
 from time import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from .errors import InvalidMessage, StoreError
 from .message import Message, Reply
 from .store.files import DATABASE, connect
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
     from pathlib import Path
 
@@ -24,9 +27,10 @@ if TYPE_CHECKING:
 
     from .store.sqlite import Database
 
-__all__ = ["Entry", "Journal", "audit"]
+__all__ = ["Entry", "Journal", "audit", "encoded", "last"]
 
 ACCEPTED, ANSWERED, DONE = 0, 1, 2
+log = logging.getLogger(__name__)
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -50,23 +54,28 @@ class Journal:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def accept(self, message: Message) -> Entry:
-        """Store a message before anything is done for it; on the disk when this returns.
+    def accept(self, message: Message, body: bytes) -> asyncio.Future[Entry]:
+        """Store a message, encoded as `body`, before anything is done for it; on the disk when the future is done.
 
-        A message delivered again (same platform, channel, user and id) returns its entry, `known` is then True and
+        A message delivered again (same platform, channel, user and id) gives its entry, `known` is then True and
         the text that came first stands. Raises StoreError.
         """
-        return await self._database.write(lambda connection: insert(connection, message))
+        return self._database.submit(lambda connection: insert(connection, message, body))
 
     async def record(self, entry: Entry, reply: Reply) -> None:
-        """Store the reply of an entry before it is sent; on the disk when this returns. Raises StoreError."""
+        """Store the reply of an entry before it is sent; on the disk when this returns.
+
+        Raises StoreError, also when the entry is not there any more: somebody has restored a backup meanwhile.
+        """
         body = encode(reply)
 
-        def job(connection: apsw.Connection) -> None:
-            sql = "UPDATE journal SET state = ?, reply = ? WHERE id = ? AND state = ?"
-            connection.execute(sql, (ANSWERED, body, entry.id, ACCEPTED))
+        def job(connection: apsw.Connection) -> bool:
+            sql = "UPDATE journal SET state = ?, reply = ? WHERE id = ? AND user = ? AND message_id = ? AND state = ?"
+            connection.execute(sql, (ANSWERED, body, entry.id, entry.message.user, entry.message.id, ACCEPTED))
+            return bool(connection.changes())
 
-        await self._database.write(job)
+        if not await self._database.write(job):
+            raise StoreError(f"message {entry.message.id} is not in the journal any more; send it again")
 
     async def complete(self, entry: Entry, *stores: Callable[[apsw.Connection], Any]) -> bool:
         """Run `stores` (conversation, memories) and mark the entry done, all in one transaction.
@@ -76,8 +85,9 @@ class Journal:
         """
 
         def job(connection: apsw.Connection) -> bool:
-            sql = "UPDATE journal SET state = ? WHERE id = ? AND state = ? RETURNING id"
-            if connection.execute(sql, (DONE, entry.id, ANSWERED)).get is None:
+            sql = "UPDATE journal SET state = ? WHERE id = ? AND user = ? AND message_id = ? AND state = ?"
+            connection.execute(sql, (DONE, entry.id, entry.message.user, entry.message.id, ANSWERED))
+            if not connection.changes():
                 return False
             for store in stores:
                 store(connection)
@@ -90,11 +100,19 @@ class Journal:
         return await self._database.read(unfinished)
 
 
-def insert(connection: apsw.Connection, message: Message) -> Entry:
+def encoded(message: Message) -> bytes:
+    """Return a message as it is journalled; raises InvalidMessage for what cannot be written down."""
+    try:
+        return encode(message)
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        raise InvalidMessage(f"the message cannot be stored: {error}") from None
+
+
+def insert(connection: apsw.Connection, message: Message, body: bytes) -> Entry:
     key = (message.platform, message.channel, message.id, message.user)
     sql = """INSERT INTO journal (platform, channel, message_id, user, accepted_at, message)
              VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING id"""
-    row = connection.execute(sql, (*key, time(), encode(message))).get
+    row = connection.execute(sql, (*key, time(), body)).get
     if row is not None:
         return Entry(row, ACCEPTED, message)
     sql = """SELECT id, state, message, reply FROM journal
@@ -108,7 +126,18 @@ def entry(row: int, state: int, message: bytes, reply: bytes | None) -> Entry:
 
 def unfinished(connection: apsw.Connection) -> list[Entry]:
     sql = "SELECT id, state, message, reply FROM journal WHERE state < 2 ORDER BY id"
-    return [entry(*row) for row in connection.execute(sql)]
+    entries = []
+    for row in connection.execute(sql):
+        try:
+            entries.append(entry(*row))
+        except msgspec.MsgspecError as error:
+            log.error("journal entry %d cannot be read and is left alone: %s", row[0], error)
+    return entries
+
+
+def last(connection: apsw.Connection) -> int:
+    """Return the id of the newest entry, 0 if there is none."""
+    return int(connection.execute("SELECT coalesce(max(id), 0) FROM journal").get)
 
 
 def audit(data_dir: Path) -> dict[str, int]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Lanes", "Place"]
 
+PER_USER = 256  # places of one user at most, so that one who floods leaves room for the others
+
 
 class Place:
     """A message's place in its user's lane; either `start` it or `leave` it."""
@@ -77,13 +79,24 @@ class Lanes:
         self.bytes = 0
         self.shed = 0
 
-    def enter(self, user: str, size: int) -> Place:
-        """Take the next place of `user` for `size` bytes. Raises Overloaded when there is none, Closed at the end."""
+    def enter(self, user: str, size: int, *, admitted: bool = False) -> Place:
+        """Take the next place of `user` for `size` bytes. Raises Overloaded when there is none, Closed at the end.
+
+        One that was `admitted` before a restart always finds a place.
+        """
         if self.closed:
             raise Closed("the engine is stopping; send this again in a moment", retry_after=1.0)
+        if admitted:
+            return self._take(user, size)
+        if len(self._lanes.get(user, ())) >= PER_USER:
+            self.shed += 1
+            raise Overloaded(f"{PER_USER} messages of this user are waiting; come back when some are answered")
         if self.places >= self._max_waiting or self.bytes + size > self._max_bytes:
             self.shed += 1
             raise Overloaded(f"{self.places} messages ({self.bytes} bytes) are waiting; come back a little later")
+        return self._take(user, size)
+
+    def _take(self, user: str, size: int) -> Place:
         place = Place(self, user, size)
         self.places += 1
         self.bytes += size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import count
+from math import isfinite
 from os import getpid
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, Literal
@@ -95,6 +96,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         for name in ("id", "channel", "platform"):
             checked_id(name, getattr(self, name))
         checked_scope(self.scope)
+        if not isinstance(self.at, float | int) or not isfinite(self.at):
+            raise InvalidMessage(f"at is {self.at!r:.80}; it must be epoch seconds")
+        if not isinstance(self.priority, int):
+            raise InvalidMessage(f"priority is {self.priority!r:.80}; it must be a whole number")
         return self if self.text.isascii() else self._encodable(max_text_bytes)
 
     def _encodable(self, max_text_bytes: int) -> Message:

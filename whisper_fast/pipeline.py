@@ -87,7 +87,9 @@ class Pipeline:
         try:
             async with asyncio.timeout(component.deadline):
                 value = await self._call(component, turn)
-        except Exception as error:  # noqa: BLE001 - a user's code: its failure is named, the turn goes on
+        except (Exception, asyncio.CancelledError) as error:  # a user's code: the turn goes on
+            if being_cancelled():
+                raise
             self._fail(component, turn, began, error)
         else:
             self._keep(component, turn, began, value)
@@ -98,14 +100,14 @@ class Pipeline:
         return self._blocking(component, turn)
 
     async def _blocking(self, component: Component, turn: Turn) -> Any:
-        value = await self._executor.run(component.fn, turn)
+        value = await self._executor.run(component.fn, turn, kind="thread")
         return await value if inspect.isawaitable(value) else value
 
     def _keep(self, component: Component, turn: Turn, began: float, value: Any) -> None:
         if component.check is not None:
             try:
                 value = component.check(value)
-            except (TypeError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001 - a user's value: whatever is wrong with it, the turn goes on
                 self._fail(component, turn, began, error)
                 return
         turn.values[component.name] = value
@@ -129,6 +131,12 @@ class Pipeline:
         self._stragglers.discard(task)
         if not task.cancelled():
             task.exception()  # seen: what a component says after its deadline no longer matters
+
+
+def being_cancelled() -> bool:
+    """Say whether the turn itself is being cancelled, as against a component that says it was."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class Fan:
@@ -155,7 +163,7 @@ class Fan:
             began = perf_counter()
             try:
                 value, task = pipeline._eager.start(pipeline._call(component, turn), component.name)
-            except Exception as error:  # noqa: BLE001 - a user's code: its failure is named, the turn goes on
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - a user's code: the turn goes on
                 pipeline._fail(component, turn, began, error)
             else:
                 if task is not None:

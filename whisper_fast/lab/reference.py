@@ -16,7 +16,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..conversation import Conversations
-from ..journal import Journal
+from ..journal import Entry, Journal, encoded
 from ..memory import MemoryStore
 from ..message import Reply, Turn
 from ..models.embedder import StaticEmbedder
@@ -82,7 +82,7 @@ class Sequential:
     def turn(self, message: Message) -> Reply:
         """Lead one message through everything, step by step, in this thread."""
         turn = Turn(message)
-        entry = self.commit(self.journal.accept(message))
+        entry = self.commit(self.accept(message))
         turn.values["emotion"] = self.emotion.analyse(message.text)
         vector = turn.values["embedding"] = self.embedder.embed([message.text])[0]
         turn.values["recall"] = self.wait(self.memory.recall(message.user, message.text, vector=vector))
@@ -99,6 +99,10 @@ class Sequential:
         self.commit(self.memory.add_many(message.user, [told]))
         self.commit(self.journal.complete(entry))
         return reply
+
+    async def accept(self, message: Message) -> Entry:
+        """Accept a message, on the loop that the store lives on."""
+        return await self.journal.accept(message, encoded(message))
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a part and block this thread until it has its value."""

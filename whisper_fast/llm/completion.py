@@ -9,9 +9,9 @@ import msgspec
 from whisper_fast.message import ChatMessage, Delta, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterable, Sequence
 
-__all__ = ["ChatProvider", "Completion"]
+__all__ = ["ChatProvider", "Completion", "merged"]
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +22,20 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     tool_calls: tuple[dict[str, Any], ...] = ()
     usage: Usage = Usage()
     model: str = ""
+
+
+def merged(fragments: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Return the whole tool calls of a stream's fragments: by `index`, their arguments joined in order."""
+    calls: dict[int, dict[str, Any]] = {}
+    for fragment in fragments:
+        call = calls.setdefault(fragment.get("index", len(calls)), {})
+        function = {**call.get("function", {})}
+        for name, value in (fragment.get("function") or {}).items():
+            function[name] = function.get(name, "") + value if name == "arguments" else value
+        call.update({name: value for name, value in fragment.items() if name not in ("index", "function")})
+        if function:
+            call["function"] = function
+    return tuple(calls[index] for index in sorted(calls))
 
 
 class ChatProvider(Protocol):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import apsw
 
 from ..errors import StoreCorrupt, StoreError, StoreReadOnly
-from .files import DATABASE, connect, private_file, private_folder, translate
+from .files import DATABASE, FolderLock, connect, private_file, private_folder, translate
 from .schema import USER_TABLES, version_of
 
 if TYPE_CHECKING:
@@ -40,20 +40,65 @@ def backup(data_dir: Path, target: Path) -> dict[str, object]:
 def restore(data_dir: Path, source: Path) -> dict[str, object]:
     """Replace the content of the database in `data_dir` by the backup `source`; return what `backup` returns.
 
-    What was there is backed up first, to `backups/` in the data folder. A running engine sees the new content
-    with its next message. Raises StoreError, and then nothing has changed.
+    What was there is backed up first, to `backups/` in the data folder, or moved there if it is damaged. A running
+    engine sees the new content with its next message. Raises StoreError, and then nothing has changed.
     """
     if not source.is_file():
         raise StoreError(f"{source} does not exist")
+    target = data_dir / DATABASE
     private_folder(data_dir)
-    private_file(data_dir / DATABASE)
-    with closing(connect(source, readonly=True)) as backup_file, closing(connect(data_dir / DATABASE)) as live:
-        expected = inspect(backup_file)
-        if version_of(live):
-            snapshot(live, data_dir / "backups" / f"before-restore-{stamp()}.db")
+    with closing(connect(source, readonly=True)) as backup_file:
+        rows = inspect(backup_file)
+        try:
+            replace(target, backup_file)
+        except StoreCorrupt:
+            set_aside(target)
+            replace(target, backup_file)
+    return {"path": str(target), "bytes": source.stat().st_size, "rows": rows}
+
+
+def replace(target: Path, backup_file: apsw.Connection) -> None:
+    """Put the content of a sound backup in the place of what `target` holds, which is kept as a backup itself.
+
+    Turns keep being counted from the higher of both, so that none is ever given the number of another.
+    """
+    private_file(target)
+    with closing(connect(target)) as live:
+        counted = 0
+        if readable_version(live):
+            snapshot(live, target.parent / "backups" / f"before-restore-{stamp()}.db")
+            counted = newest_turn(live)
         copy(backup_file, live)
-        verify(live, expected)
-    return {"path": str(data_dir / DATABASE), "bytes": (data_dir / DATABASE).stat().st_size, "rows": expected}
+        if counted > newest_turn(live):
+            live.execute("DELETE FROM sqlite_sequence WHERE name = 'journal'")
+            live.execute("INSERT INTO sqlite_sequence VALUES ('journal', ?)", (counted,))
+        if (found := live.pragma("integrity_check")) != "ok":
+            raise StoreError(f"{target} is damaged after the restore: {found:.200}; is the disk sound?")
+
+
+def readable_version(connection: apsw.Connection) -> int:
+    try:
+        return version_of(connection)
+    except apsw.Error as error:
+        raise translate(error, connection.filename) from error
+
+
+def newest_turn(connection: apsw.Connection) -> int:
+    return connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'journal'").get or 0
+
+
+def set_aside(target: Path) -> None:
+    """Move a damaged database to `backups/`, with the files beside it. Raises StoreLocked if an engine holds it."""
+    lock = FolderLock(target)
+    folder = target.parent / "backups" / f"damaged-{stamp()}"
+    try:
+        private_folder(folder)
+        for suffix in ("", "-wal", "-shm"):
+            damaged = target.with_name(target.name + suffix)
+            if damaged.exists():
+                damaged.rename(folder / damaged.name)
+    finally:
+        lock.release()
 
 
 def snapshot(connection: apsw.Connection, target: Path) -> dict[str, object]:

@@ -94,10 +94,16 @@ def migrate(connection: apsw.Connection, before: Callable[[int], None]) -> None:
         connection.pragma("user_version", VERSION)
 
 
-def forget_user(connection: apsw.Connection, user: str) -> None:
-    """Delete every row of `user`, in every table; call it inside a write job."""
+def forget_user(connection: apsw.Connection, user: str, upto: int | None = None) -> None:
+    """Delete every row of `user`, in every table; call it inside a write job.
+
+    Turns after the journal entry `upto` stay: they came after the wish to forget.
+    """
+    turns = {"journal": " AND id <= ?", "conversation": " AND turn <= ?"} if upto is not None else {}
     for table in USER_TABLES:
-        connection.execute(f"DELETE FROM {table} WHERE user = ?", (user,))  # noqa: S608 - a name of ours
+        later = turns.get(table, "")
+        sql = f"DELETE FROM {table} WHERE user = ?{later}"  # noqa: S608 - names of ours
+        connection.execute(sql, (user, upto) if later else (user,))
 
 
 def next_memory_id(connection: apsw.Connection, user: str) -> int:

@@ -93,11 +93,15 @@ class Database:
 
         A job that raises is undone by itself, the rest of its group stands. Raises what the job raises; StoreError.
         """
+        return await self.submit(job)
+
+    def submit(self, job: Callable[[apsw.Connection], T]) -> asyncio.Future[T]:
+        """Hand in a job as `write` does, in the order of the calls; the future is done when it is on the disk."""
         if self._closed:
             raise Closed("the database is closed")
         future: asyncio.Future[T] = self._loop.create_future()
         self._jobs.put(Write(job, future))
-        return await future
+        return future
 
     async def read(self, job: Callable[[apsw.Connection], T]) -> T:
         """Run `job` in a reader thread with a connection of its own. Raises what the job raises; StoreError."""
