@@ -239,6 +239,8 @@ async def test_remember_false_leaves_no_trace_but_the_journal(settings):
     async with Engine.open(settings, llm=quick()) as engine:
         await engine.respond(said("ada", "do not keep this", remember=False))
         assert (await engine.respond(said("ada", "what did I say?"))).memories == ()
+        kept = await engine._database.read(lambda c: c.execute("SELECT message FROM journal").fetchall())
+        assert b"keep this" not in b"".join(row[0] for row in kept)
 
 
 async def test_the_same_words_three_times_are_three_memories(settings):

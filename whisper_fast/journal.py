@@ -81,12 +81,16 @@ class Journal:
         """Run `stores` (conversation, memories) and mark the entry done, all in one transaction.
 
         Returns False, and stores nothing, for an entry that is done already or gone (its user was forgotten).
-        Raises StoreError.
+        The journal then keeps the reply, for redelivery, and of the message its ids alone. Raises StoreError.
         """
+        message = entry.message
+        stub = encode(Message(user=message.user, text="", id=message.id, channel=message.channel))
 
         def job(connection: apsw.Connection) -> bool:
-            sql = "UPDATE journal SET state = ? WHERE id = ? AND user = ? AND message_id = ? AND state = ?"
-            connection.execute(sql, (DONE, entry.id, entry.message.user, entry.message.id, ANSWERED))
+            sql = (
+                "UPDATE journal SET state = ?, message = ? WHERE id = ? AND user = ? AND message_id = ? AND state = ?"
+            )
+            connection.execute(sql, (DONE, stub, entry.id, entry.message.user, entry.message.id, ANSWERED))
             if not connection.changes():
                 return False
             for store in stores:
