@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from . import components
 from .batcher import MicroBatcher
 from .conversation import Conversations
-from .errors import Closed, SettingsError, StoreError, WhisperFastError
+from .errors import Closed, InvalidMessage, LLMRejected, SettingsError, StoreError, WhisperFastError
 from .executor import Executor
 from .flags import Flags
 from .journal import Entry, Journal, encoded, last
@@ -281,7 +281,7 @@ class Engine:
             self._counts["answered"] += 1
             await self._remember(entry, turn.get("embedding"), reply)
         except Exception as error:  # noqa: BLE001 - the message stays open in the journal: asked again or restarted, it goes on
-            self._failed(entry, ticket, error)
+            await self._failed(entry, ticket, error)
         except asyncio.CancelledError:
             ticket.fail(stopped())
             raise
@@ -341,12 +341,15 @@ class Engine:
             self.memory.publish(pending)
             self._conversations.publish(entry.id, message, reply.text)
 
-    def _failed(self, entry: Entry, ticket: Ticket, error: Exception) -> None:
+    async def _failed(self, entry: Entry, ticket: Ticket, error: Exception) -> None:
+        """Tell the caller; an error that asking again cannot cure closes the entry, any other leaves it open."""
         self._counts["failed"] += 1
         ours = isinstance(error, WhisperFastError)
         log.error(
             "message %s: %s: %s", entry.message.id, type(error).__name__, error, exc_info=None if ours else error
         )
+        if isinstance(error, InvalidMessage | LLMRejected):
+            await self._journal.fail(entry)
         ticket.fail(error)
 
     async def _recover(self) -> None:

@@ -1,8 +1,9 @@
 """The journal: what was accepted, what was answered, what is done; on the disk before anybody is told.
 
 A message goes through three durable states. `ACCEPTED`: it will be answered. `ANSWERED`: its reply is recorded, and
-only then sent. `DONE`: conversation and memories are stored, in the same transaction that says so. After a crash the
-engine goes on from the last state that reached the disk; a message delivered again finds its entry.
+only then sent. `DONE`: conversation and memories are stored, in the same transaction that says so. A message that
+cannot be answered as it is ends as `FAILED`; sent again with its id, it is tried again. After a crash the engine goes
+on from the last state that reached the disk; a message delivered again finds its entry.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Entry", "Journal", "audit", "encoded", "last"]
 
-ACCEPTED, ANSWERED, DONE = 0, 1, 2
+ACCEPTED, ANSWERED, DONE, FAILED = 0, 1, 2, 3
 log = logging.getLogger(__name__)
 
 
@@ -70,12 +71,19 @@ class Journal:
         body = encode(reply)
 
         def job(connection: apsw.Connection) -> bool:
-            sql = "UPDATE journal SET state = ?, reply = ? WHERE id = ? AND user = ? AND message_id = ? AND state = ?"
-            connection.execute(sql, (ANSWERED, body, entry.id, entry.message.user, entry.message.id, ACCEPTED))
+            sql = """UPDATE journal SET state = ?, reply = ?
+                     WHERE id = ? AND user = ? AND message_id = ? AND state IN (0, 3)"""
+            connection.execute(sql, (ANSWERED, body, entry.id, entry.message.user, entry.message.id))
             return bool(connection.changes())
 
         if not await self._database.write(job):
             raise StoreError(f"message {entry.message.id} is not in the journal any more; send it again")
+
+    async def fail(self, entry: Entry) -> None:
+        """Close an entry whose message cannot be answered as it is: no start tries it again. Raises StoreError."""
+        sql = "UPDATE journal SET state = ? WHERE id = ? AND user = ? AND message_id = ? AND state = ?"
+        key = (FAILED, entry.id, entry.message.user, entry.message.id, ACCEPTED)
+        await self._database.write(lambda connection: connection.execute(sql, key).get)
 
     async def complete(self, entry: Entry, *stores: Callable[[apsw.Connection], Any]) -> bool:
         """Run `stores` (conversation, memories) and mark the entry done, all in one transaction.
@@ -145,19 +153,20 @@ def last(connection: apsw.Connection) -> int:
 
 
 def audit(data_dir: Path) -> dict[str, int]:
-    """Count a data folder's journal: accepted, answered, done, open, and turns stored more than once.
+    """Count a data folder's journal: accepted, answered, done, open, failed, and turns stored more than once.
 
     Reads the file alone, so it also works beside a running engine or after its death. Raises StoreError.
     """
-    sql = """SELECT count(*), count(*) FILTER (WHERE state >= 1), count(*) FILTER (WHERE state = 2),
-                    count(*) FILTER (WHERE state < 2) FROM journal"""
+    sql = """SELECT count(*), count(*) FILTER (WHERE state IN (1, 2)), count(*) FILTER (WHERE state = 2),
+                    count(*) FILTER (WHERE state < 2), count(*) FILTER (WHERE state = 3) FROM journal"""
     twice = """SELECT count(*) - count(DISTINCT turn) FROM conversation"""
     with closing(connect(data_dir / DATABASE)) as connection:
-        accepted, answered, done, open_ = connection.execute(sql).get
+        accepted, answered, done, open_, failed = connection.execute(sql).get
         return {
             "accepted": accepted,
             "answered": answered,
             "done": done,
             "open": open_,
+            "failed": failed,
             "duplicated": connection.execute(twice).get,
         }
