@@ -234,6 +234,49 @@ def read_all(terminal):
     return shown.decode()
 
 
+README = (Path(__file__).parents[1] / "README.md").read_text()
+LIBRARY, CLIENT = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+(CURL,) = re.findall(r"^curl .*?(?=^```)", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_readmes_library_example_remembers(environment, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", LIBRARY],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "I heard: What does my cat hate?" in done.stdout
+    assert "Recalled(id=1, text='My cat Miso hates the rain.'" in done.stdout
+
+
+def test_the_readmes_clients_talk_to_the_server(server, environment):
+    _, printed = server
+    told = CURL.replace("http://127.0.0.1:8765", printed["url"])
+    done = subprocess.run(["sh", "-c", told], env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["choices"][0]["message"]["content"] == "I heard: My cat Miso hates the rain."
+    asked = CLIENT.replace("http://127.0.0.1:8765", printed["url"])
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", asked], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "I heard: What does my cat hate?", done.stderr
+
+
+def test_serve_tells_a_person_where_it_is_and_which_model_answers(environment):
+    with subprocess.Popen(
+        [*PROGRAM, "serve", "--port", "0"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        line = process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read()
+        assert process.wait(30) == 0
+    assert re.match(r"Chat page: http://127\.0\.0\.1:\d+/ ", line)
+    assert "The language model is model parrot" in said
+
+
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
 def test_serve_says_where_it_is_and_stops_cleanly(server, end):
     process, printed = server

@@ -127,6 +127,7 @@ class Engine:
                 embedder if embedder is not None else await asyncio.to_thread(StaticEmbedder),
             )
             engine.llm_description = description
+            log.info("%s", description)
             stack.push_async_callback(engine._stop)
             await engine._recover()
             yield engine

@@ -41,13 +41,14 @@ def serve(
     from ..door.server import serve as serve_door
 
     configure_logging(logging.INFO)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # it announces itself beside our own line
     settings = load_settings(host=host, port=port, data_dir=data_dir)
 
     def ready(url: str) -> None:
         if as_json:
             emit({"url": url, "pid": os.getpid(), "data_dir": str(settings.data_dir)})
         else:
-            console().print(f"whisper-fast is ready. Chat page: [bold]{url}/[/]   OpenAI clients: {url}/v1")
+            console().print(f"Chat page: [bold]{url}/[/]   for OpenAI clients: {url}/v1", soft_wrap=True)
 
     run(serve_door(settings, ready=ready))
 
