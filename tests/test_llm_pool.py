@@ -180,7 +180,7 @@ async def test_a_call_out_of_time_ends_in_time_and_frees_its_slot_at_once():
         begin = monotonic()
         with pytest.raises(LLMTimeout):
             await waiter
-        assert monotonic() - begin < 0.35
+        assert monotonic() - begin < 1
         await asyncio.sleep(0)
         assert gate.order == ["hangs", "next"]
         gate.waiting.pop(0)
@@ -282,12 +282,12 @@ async def test_a_stream_falls_back_before_its_first_piece_and_never_after():
 
 
 async def test_no_slot_is_held_during_a_pause():
-    llm = Scripted(LLMRateLimited("slow", retry_after=0.3))
+    llm = Scripted(LLMRateLimited("slow", retry_after=0.6))
     async with LLMPool([llm], max_concurrent=1) as pool:
         first = await started(pool.chat(HELLO))
         begin = monotonic()
         await pool.chat(HELLO)
-        assert monotonic() - begin < 0.2
+        assert monotonic() - begin < 0.5
         await first
 
 

@@ -13,7 +13,7 @@ from time import monotonic
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whisper_fast.errors import (
@@ -58,7 +58,7 @@ CASES = [(fault, stream) for fault in EXPECTED for stream in (False, True) if st
 
 
 @contextlib.asynccontextmanager
-async def asking(stub, *, timeout=0.4, model="stub-model", key=KEY):
+async def asking(stub, *, timeout=5, model="stub-model", key=KEY):
     provider = OpenAIProvider(Endpoint(stub.url, model, key), timeout=timeout)
     try:
         yield provider
@@ -85,9 +85,7 @@ async def answering(*pieces, head="200 OK", close=True):
         writer.close()
 
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
-    provider = OpenAIProvider(
-        Endpoint(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "m", KEY), timeout=0.6
-    )
+    provider = OpenAIProvider(Endpoint(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "m", KEY), timeout=5)
     try:
         yield provider
     finally:
@@ -109,7 +107,7 @@ def told(error):
     return f"{shown} {error!r} {error.args} {error.__dict__} {error.__cause__!r} {error.__context__!r}"
 
 
-async def until(condition, seconds=1.0):
+async def until(condition, seconds=5.0):
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.002)
@@ -244,12 +242,13 @@ async def test_what_cannot_be_written_as_json_is_refused_before_it_is_sent(wrong
 @pytest.mark.parametrize(("fault", "stream"), CASES)
 async def test_every_fault_ends_in_its_typed_error_in_time_and_tells_no_secret(fault, stream, caplog):
     caplog.set_level(logging.DEBUG)
-    async with Stub(SimulatedLLM(0.01)) as stub, asking(stub) as provider:
+    timeout = 0.4 if EXPECTED[fault] is LLMTimeout else 5
+    async with Stub(SimulatedLLM(0.01)) as stub, asking(stub, timeout=timeout) as provider:
         stub.fault = fault
         begin = monotonic()
         with pytest.raises(LLMError) as caught:
             await (read(provider.stream(MESSAGES)) if stream else provider.chat(MESSAGES))
-        assert monotonic() - begin < 0.4 + 0.25
+        assert monotonic() - begin < timeout + 0.25
         assert type(caught.value) is EXPECTED[fault]
         shown = told(caught.value) + repr(provider) + repr(provider.endpoint) + caplog.text
         assert KEY not in shown
@@ -298,11 +297,11 @@ def test_retry_after_as_a_date():
 
 
 async def test_the_server_must_answer_within_one_budget_the_models_question_included():
-    async with Stub(SimulatedLLM(0.3)) as stub, asking(stub, model=None, timeout=0.15) as provider:
+    async with Stub(SimulatedLLM(3)) as stub, asking(stub, model=None, timeout=0.15) as provider:
         begin = monotonic()
         with pytest.raises(LLMTimeout):
             await provider.chat(MESSAGES)
-        assert monotonic() - begin < 0.4
+        assert monotonic() - begin < 1
 
 
 async def test_a_call_after_close_says_so():
@@ -440,6 +439,7 @@ NEWLINES = st.sampled_from(["\n", "\r\n", "\r"])
 DATA = st.text(st.characters(exclude_characters="\n\r", exclude_categories=["Cs"]), min_size=1)
 
 
+@settings(deadline=None)
 @given(st.data(), st.lists(DATA.filter(lambda text: not text.startswith(" "))), NEWLINES, st.booleans())
 def test_events_survive_any_split_newline_and_comment(data, texts, newline, space):
     lines = []

@@ -25,12 +25,12 @@ WAIT = 0.3  # seconds for all of them together
 
 
 async def discover(
-    settings: Settings, *, servers: Mapping[str, int] = LOCAL_SERVERS
+    settings: Settings, *, servers: Mapping[str, int] = LOCAL_SERVERS, wait: float = WAIT
 ) -> tuple[Endpoint | SimulatedLLM, str]:
     """Return where to ask, and a sentence that says which model that is, where, why, and how to change it.
 
     LLM_CHAT_API_URL wins. Else each of `servers` (name -> port) is asked on 127.0.0.1 for its models, all at
-    once for at most 0.3 s, and the first of them that has one is taken. Else the simulated model. The API key
+    once for at most `wait` seconds, and the first of them that has one is taken. Else the simulated model. The API key
     goes to the address that was set and to no other. Raises SettingsError for an address or a key that cannot
     be used.
     """
@@ -38,7 +38,7 @@ async def discover(
         return configured(settings)
     import aiohttp  # noqa: F401 - loaded here, so that loading it takes none of the time for asking
 
-    probes = [asyncio.create_task(first_model(port), name=f"llm-probe-{port}") for port in servers.values()]
+    probes = [asyncio.create_task(first_model(port, wait), name=f"llm-probe-{port}") for port in servers.values()]
     try:
         found = await asyncio.gather(*probes)
     finally:
@@ -77,9 +77,9 @@ def local(settings: Settings, name: str, port: int, model: str) -> tuple[Endpoin
     )
 
 
-async def first_model(port: int) -> str | None:
+async def first_model(port: int, wait: float) -> str | None:
     """Return the first chat model that a server on this machine has, None where there is none in time."""
-    provider = OpenAIProvider(Endpoint(f"http://127.0.0.1:{port}"), timeout=WAIT)
+    provider = OpenAIProvider(Endpoint(f"http://127.0.0.1:{port}"), timeout=wait)
     try:
         return await provider.ask_model()
     except LLMError:
