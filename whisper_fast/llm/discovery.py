@@ -30,9 +30,9 @@ async def discover(
     """Return where to ask, and a sentence that says which model that is, where, why, and how to change it.
 
     LLM_CHAT_API_URL wins. Else each of `servers` (name -> port) is asked on 127.0.0.1 for its models, all at
-    once for at most `wait` seconds, and the first of them that has one is taken. Else the simulated model. The API key
-    goes to the address that was set and to no other. Raises SettingsError for an address or a key that cannot
-    be used.
+    once for at most `wait` seconds, and the first of them that has one is taken. Else the simulated model.
+    The API key goes to the address that was set and to no other. Raises SettingsError for an address or a key
+    that cannot be used.
     """
     if settings.llm_chat_api_url:
         return configured(settings)
