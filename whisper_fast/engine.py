@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -301,13 +301,14 @@ class Engine:
         since, last, usage = perf_counter(), "stop", Usage()
         texts: list[str] = []
         calls: list[dict[str, Any]] = []
-        async for piece in self.llm.stream(turn.prompt, **options):
-            if not texts:
-                turn.timings["first_token"] = perf_counter() - since
-            texts.append(piece)
-            calls.extend(piece.tool_calls)
-            last, usage = piece.finish_reason or last, piece.usage or usage
-            ticket.push(piece)
+        async with aclosing(self.llm.stream(turn.prompt, **options)) as pieces:
+            async for piece in pieces:
+                if not texts:
+                    turn.timings["first_token"] = perf_counter() - since
+                texts.append(piece)
+                calls.extend(piece.tool_calls)
+                last, usage = piece.finish_reason or last, piece.usage or usage
+                ticket.push(piece)
         return Completion(text="".join(texts), finish_reason=last, tool_calls=merged(calls), usage=usage)
 
     def _reply(self, turn: Turn, completion: Completion) -> Reply:
