@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 
 import apsw
 import pytest
-from typer.testing import CliRunner
 
 from whisper_fast.cli import measure
-from whisper_fast.cli.app import app
 from whisper_fast.engine import Engine
 from whisper_fast.lab import audit, users
 from whisper_fast.lab.crash import crash, lab_settings
@@ -88,9 +88,12 @@ async def test_what_is_missing_or_doubled_is_counted(tmp_path):
     assert (audit.lost(tmp_path, promised), audit.duplicated(tmp_path)) == (2, 1)
 
 
-def test_the_command_prints_one_object():
-    done = CliRunner().invoke(app, ["demo", "--quick", "--json"])
-    assert done.exit_code == 0
+def test_the_command_prints_one_object_wherever_it_is_called(tmp_path):
+    (tmp_path / "whisper_fast").mkdir()
+    (tmp_path / "whisper_fast" / "__init__.py").write_text("raise ImportError('the folder, not the package')")
+    command = [sys.executable, "-P", "-m", "whisper_fast", "demo", "--quick", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
     assert json.loads(done.stdout)["lost"] == 0
 

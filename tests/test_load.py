@@ -53,7 +53,7 @@ async def test_load_counts_the_time_that_a_stalled_engine_keeps_everyone_waiting
         return await real(self, message, streamed=streamed)
 
     monkeypatch.setattr(Engine, "submit", stall)
-    result = await load(Traffic(users=50, period=0.5, seconds=0.6), llm_latency=0.0, progress=silent)
+    result = await load(Traffic(users=400, period=4.0, seconds=0.6), llm_latency=0.0, progress=silent)
     assert result["added_ms"]["p50"] > 50
 
 
@@ -86,6 +86,14 @@ def test_percentiles_are_those_of_the_turns_less_the_model():
     assert figures.added_ms(50, 99) == {"p50": 50.0, "p99": 99.0}
     assert figures.total_ms(99.9) == pytest.approx({"p999": 1099.9})
     assert milliseconds([], 50) == {}
+
+
+def test_the_wait_for_ones_own_earlier_reply_is_not_counted_twice():
+    figures = Figures(2, llm_latency=1.0)
+    figures.note(1.5)
+    figures.note(2.0, queued=0.75)
+    assert figures.added_ms(0, 100) == {"p0": 250.0, "p100": 500.0}
+    assert figures.total_ms(100) == {"p100": 2000.0}
 
 
 def test_the_command_prints_one_object():

@@ -61,7 +61,8 @@ def load(
 
     Example: whisper-fast load --users 2000 --period 10 --llm-latency 1 --seconds 20
 
-    Latency counts from the moment a message was due. Ends with 1 if a message is lost, doubled or out of order.
+    Latency counts from the moment a message was due; added_ms leaves out the model's time and the wait for the
+    user's own earlier reply. Ends with 1 if a message is lost, doubled or out of order.
     """
     from ..lab.load import Traffic, load
     from .live import status_line

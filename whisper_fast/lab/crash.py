@@ -64,7 +64,7 @@ async def crash(data_dir: Path, *, users: int, seed: int, llm_latency: float, ki
 
 async def killed(data_dir: Path, users: int, seed: int, llm_latency: float, kill_after: int) -> list[str]:
     """Start the child, kill it after `kill_after` promises, and return all that it has promised."""
-    arguments = ("-m", "whisper_fast.lab.crash", str(data_dir), str(users), str(seed), str(llm_latency))
+    arguments = ("-P", "-m", "whisper_fast.lab.crash", str(data_dir), str(users), str(seed), str(llm_latency))
     child = await asyncio.create_subprocess_exec(sys.executable, *arguments, stdout=asyncio.subprocess.PIPE)
     lines = cast("asyncio.StreamReader", child.stdout)
     promised: list[str] = []

@@ -13,14 +13,15 @@ __all__ = ["Figures", "milliseconds"]
 class Figures:
     """The turns of one side, all kept: percentiles are exact, not those of a histogram.
 
-    `added` is a turn's whole time less the model's own, which is known because the model is simulated. What the
-    event loop wakes late counts as ours.
+    `added` is a turn's whole time less the model's own, which is known because the model is simulated, and less the
+    wait for the same user's earlier reply, which is in that turn's figures. What the event loop wakes late is ours.
     """
 
     def __init__(self, turns: int, llm_latency: float) -> None:
         self.expected = turns
         self.llm_latency = llm_latency
         self.total: list[float] = []
+        self.added: list[float] = []
         self.began = perf_counter()
         self.ended = self.began
 
@@ -28,9 +29,10 @@ class Figures:
         """Begin to count."""
         self.began = self.ended = perf_counter()
 
-    def note(self, seconds: float) -> None:
-        """Count a turn that took `seconds` from the moment it was due to its reply."""
+    def note(self, seconds: float, *, queued: float = 0.0) -> None:
+        """Count a turn that took `seconds` from when it was due, `queued` of them behind its user's earlier turn."""
         self.total.append(seconds)
+        self.added.append(seconds - queued - self.llm_latency)
         self.ended = perf_counter()
 
     @property
@@ -45,11 +47,11 @@ class Figures:
 
     def added_ms(self, *percents: float) -> dict[str, float]:
         """Return percentiles of the added time in milliseconds, as `p50`."""
-        return milliseconds(np.asarray(self.total) - self.llm_latency, *percents)
+        return milliseconds(self.added, *percents)
 
     def total_ms(self, *percents: float) -> dict[str, float]:
         """Return percentiles of the whole time in milliseconds."""
-        return milliseconds(np.asarray(self.total), *percents)
+        return milliseconds(self.total, *percents)
 
     def as_dict(self) -> dict[str, Any]:
         """Return turns, seconds, turns per second, and the added time."""
@@ -61,9 +63,9 @@ class Figures:
         }
 
 
-def milliseconds(seconds: Any, *percents: float) -> dict[str, float]:
-    """Return percentiles of an array of seconds, in milliseconds: `{"p50": ..., "p99.9" as "p999": ...}`."""
-    if not len(seconds):
+def milliseconds(seconds: list[float], *percents: float) -> dict[str, float]:
+    """Return percentiles of seconds, in milliseconds: `{"p50": ..., "p999": ...}` (99.9); empty without any."""
+    if not seconds:
         return {}
     values = np.percentile(seconds, percents) * 1000
     return {f"p{percent:g}".replace(".", ""): round(float(v), 3) for percent, v in zip(percents, values, strict=True)}

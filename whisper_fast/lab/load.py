@@ -1,7 +1,8 @@
 """Open-loop load: messages come at their own times, whether the engine keeps up or not.
 
 All arrivals are drawn before they are due, from a seeded process. A message's time counts from the moment it was
-due, not from the moment we came round to send it, so that a stall of ours is not left out of the figures.
+due, not from the moment we came round to send it, so that a stall of ours is not left out of the figures. A user who
+writes again before the reply waits for it, as promised: `total_ms` holds that wait, `added_ms` does not.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class Run:
         self.cpu_seconds = 0.0
         self.wall_seconds = 0.0
         self.rss_peak = 0
-        self._last: dict[int, int] = {}
+        self._last: dict[int, tuple[int, float]] = {}  # a user's last answered number, and when
         self._running: set[asyncio.Task[None]] = set()
 
     async def drive(self, engine: Engine, progress: Callable[[str], None]) -> None:
@@ -119,7 +120,7 @@ class Run:
             "cpu_us_per_turn": round(self.cpu_seconds / turns * 1e6, 1) if turns else None,
             "cpu_utilization": round(self.cpu_seconds / self.wall_seconds / (os.cpu_count() or 1), 4),
             "rss_peak_mb": round(self.rss_peak / 1e6, 1),
-            "seconds": round(self.wall_seconds, 3),
+            "wall_seconds": round(self.wall_seconds, 3),
             **self.traffic._asdict(),
         }
 
@@ -139,10 +140,14 @@ class Run:
         except WhisperFastError:
             self.errors += 1
         else:
-            self.figures.note(perf_counter() - self.figures.began - arrival.at)
-            self.answered.append(message.id)
-            self.out_of_order += arrival.number < self._last.get(arrival.user, -1)
-            self._last[arrival.user] = arrival.number
+            self._answered(arrival, message.id, perf_counter() - self.figures.began)
+
+    def _answered(self, arrival: Arrival, message_id: str, now: float) -> None:
+        number, replied = self._last.get(arrival.user, (-1, 0.0))
+        self.figures.note(now - arrival.at, queued=max(0.0, replied - arrival.at))
+        self.answered.append(message_id)
+        self.out_of_order += arrival.number < number
+        self._last[arrival.user] = arrival.number, now
 
     def _look(self, process: psutil.Process, progress: Callable[[str], None], now: float) -> None:
         self.rss_peak = max(self.rss_peak, process.memory_info().rss)
