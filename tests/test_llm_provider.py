@@ -47,6 +47,7 @@ EXPECTED = {
     "rate_limited": LLMRateLimited,
     "error": LLMUnavailable,
     "rejected": LLMRejected,
+    "invalid": LLMRejected,
     "bad_sse": LLMProtocolError,
     "bad_json": LLMProtocolError,
     "bad_utf8": LLMProtocolError,
@@ -163,12 +164,13 @@ async def test_a_server_without_stream_options_is_asked_without_them_from_then_o
 
 async def test_a_wrong_request_is_not_taken_for_a_server_without_stream_options():
     async with Stub(SimulatedLLM(0)) as stub, asking(stub) as provider:
+        stub.faults.extend(["invalid", "invalid", None, "invalid"])
         with pytest.raises(LLMRejected):
-            await read(provider.stream(MESSAGES, max_tokens=-1))
+            await read(provider.stream(MESSAGES))
         await read(provider.stream(MESSAGES))
         assert "stream_options" in stub.seen[-1]
         with pytest.raises(LLMRejected):
-            await read(provider.stream(MESSAGES, max_tokens=-1))
+            await read(provider.stream(MESSAGES))
         assert len(stub.seen) == 4, "a server known to take the option is not asked twice"
 
 
@@ -176,19 +178,22 @@ async def test_tool_calls_come_back_whole_and_in_fragments():
     body = {"choices": [{"message": {"content": None, "tool_calls": [TOOL]}, "finish_reason": "tool_calls"}]}
     async with answering(msgspec.json.encode(body)) as provider:
         reply = await provider.chat(MESSAGES)
-    assert reply == Completion(text="", finish_reason="tool_calls", tool_calls=(TOOL,))
+    assert msgspec.structs.replace(reply, usage=Usage()) == Completion(
+        text="", finish_reason="tool_calls", tool_calls=(TOOL,)
+    )
     chunk = {"choices": [{"delta": {"tool_calls": [TOOL | {"index": 0}]}, "finish_reason": None}]}
     last = {"choices": [{"delta": {}, "finish_reason": "tool_calls"}], "usage": None}
     async with answering(*(b"data: " + msgspec.json.encode(c) + b"\n\n" for c in (chunk, last))) as provider:
         pieces = await read(provider.stream(MESSAGES))
-    assert [piece.tool_calls for piece in pieces] == [(TOOL | {"index": 0},), ()]
-    assert pieces[-1].finish_reason == "tool_calls"
+    assert [piece.tool_calls for piece in pieces] == [(TOOL | {"index": 0},), (), ()]
+    assert [piece.finish_reason for piece in pieces] == [None, "tool_calls", None]
 
 
 async def test_null_and_missing_parts_of_an_answer_are_no_error():
     body = b'{"choices":[{"message":{"content":"x"},"finish_reason":null}],"usage":{"prompt_tokens":null},"new":1}'
     async with answering(body) as provider:
-        assert await provider.chat(MESSAGES) == Completion(text="x", usage=Usage())
+        answer = await provider.chat(MESSAGES)
+    assert (answer.text, answer.finish_reason, answer.usage.estimated) == ("x", "stop", True)
 
 
 @pytest.mark.parametrize(

@@ -152,10 +152,11 @@ class Recalled(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens of one call to the language model, as the provider counted them."""
+    """Tokens of one call to the language model, as the provider counted them, or else `estimated` from bytes."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    estimated: bool = False
 
     @property
     def total_tokens(self) -> int:
@@ -186,11 +187,9 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Delta(str):
     """A piece of an answer: the new text itself, and beside it what else the piece brought."""
 
-    __slots__ = ("finish_reason", "tool_calls", "usage")
-
-    finish_reason: str | None
-    tool_calls: tuple[dict[str, Any], ...]
-    usage: Usage | None
+    finish_reason: str | None = None
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    usage: Usage | None = None
 
     def __new__(
         cls,

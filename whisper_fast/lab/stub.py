@@ -40,6 +40,7 @@ FAULTS: Final = {
     "rate_limited": "answers 429, with Retry-After where `retry_after` is set",
     "error": "answers 500",
     "rejected": "answers 401 and repeats the key and the prompt",
+    "invalid": "answers 400 to every request",
     "no_options": "answers 400 to a request with stream_options, as servers do that do not know them",
     "bad_sse": "sends an event that is not JSON; a plain answer is of the wrong shape",
     "bad_json": "sends half a JSON document",
@@ -49,7 +50,7 @@ FAULTS: Final = {
 }
 """What `Stub.fault` may be, and what the server then does with a chat request."""
 
-STATUS = {"rate_limited": 429, "error": 500, "rejected": 401, "no_options": 400}
+STATUS = {"rate_limited": 429, "error": 500, "rejected": 401, "invalid": 400, "no_options": 400}
 HUGE = 100_000_000
 MIB = bytes(b"x" * (1 << 20))
 MALFORMED = {

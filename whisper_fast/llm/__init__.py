@@ -1,8 +1,9 @@
 """The language model: one provider, one pool over many, one simulated model.
 
 completion   what a model is to the rest: ChatProvider, Completion
-endpoint     where a server is
-provider     an OpenAI-compatible server; transport (HTTP), wire (JSON), sse (events) under it
+endpoint     where a server is; address (where none may be)
+provider     an OpenAI-compatible server; transport (HTTP), wire (JSON), pieces and sse (streams), silence (their
+             timeouts), tokens (what was used) under it
 simulated    a model that is only simulated
 pool         many callers, few slots; slots (who is next), call (the budget), route (where next) under it
 discovery    which model a start finds
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from .completion import ChatProvider, Completion
 from .discovery import discover
-from .endpoint import Endpoint
+from .endpoint import Endpoint, Timeouts
 from .pool import LLMPool
 from .provider import OpenAIProvider
 from .simulated import Constant, Empirical, LogNormal, SimulatedLLM
@@ -27,5 +28,6 @@ __all__ = [
     "LogNormal",
     "OpenAIProvider",
     "SimulatedLLM",
+    "Timeouts",
     "discover",
 ]

@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 import re
+import ssl
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from whisper_fast.errors import SettingsError
 
-__all__ = ["Endpoint"]
+from .address import checked_host
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Endpoint", "Timeouts"]
 
 VERSION = re.compile(r"v\d+\w*")
 UNUSABLE = re.compile(r"[^\x21-\x7e]")
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds of the call's budget that one step may take; None lets it take all that is left.
+
+    connect         name, connection and TLS handshake
+    first_token     from the request to the first piece of a stream, or to a whole answer
+    between_tokens  between two pieces of a stream; what brings no piece (a comment, one byte) does not count
+    """
+
+    connect: float | None = 10.0
+    first_token: float | None = None
+    between_tokens: float | None = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("connect", "first_token", "between_tokens"):
+            seconds = getattr(self, name)
+            if seconds is not None and not seconds > 0:
+                raise SettingsError(f"{name} is {seconds!r:.40}; it must be more than 0 seconds, or None")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +46,11 @@ class Endpoint:
     """Where a model is asked: `base_url` with or without `/v1`, a trailing slash or `/chat/completions`.
 
     `model` None asks the server for its list and takes the first. `max_concurrent` is this server's own limit
-    (1 for a local server that answers one at a time); None takes the pool's. Raises SettingsError when the
-    address is not http(s), names no host, or carries credentials or a query.
+    (1 for a local server that answers one at a time); None takes the pool's. `ca_file` is a PEM file with the
+    certificates to trust there instead of the system's. `proxy` is the address of an HTTP proxy; none is taken from
+    the environment. Link-local and metadata addresses need `allow_link_local`. Raises SettingsError when the address
+    is not http(s), names no host or one that is not allowed, or carries credentials or a query, and when `ca_file`
+    cannot be used.
 
     >>> Endpoint("http://127.0.0.1:1234/").base_url
     'http://127.0.0.1:1234/v1'
@@ -30,13 +60,38 @@ class Endpoint:
     model: str | None = None
     api_key: str | None = field(default=None, repr=False)
     max_concurrent: int | None = None
+    timeouts: Timeouts = Timeouts()
+    ca_file: str | Path | None = None
+    proxy: str | None = field(default=None, repr=False)
+    allow_link_local: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base_url", normal(self.base_url))
+        if not self.allow_link_local:
+            checked_host(urlsplit(self.base_url).hostname or "")
         if self.api_key is not None and (not self.api_key or UNUSABLE.search(self.api_key)):
             raise SettingsError("api_key is empty or holds a space, a control or a non-ASCII character")
         if self.max_concurrent is not None and self.max_concurrent < 1:
             raise SettingsError(f"max_concurrent is {self.max_concurrent}; it must be at least 1")
+        if self.proxy is not None and not usable_proxy(self.proxy):
+            raise SettingsError("proxy is not an address; it looks like http://127.0.0.1:3128")
+        if self.ca_file is not None:
+            self.trust()
+
+    def trust(self) -> ssl.SSLContext | None:
+        """Return what decides about the server's certificate, None for the system's own; raises SettingsError."""
+        if self.ca_file is None:
+            return None
+        try:
+            return ssl.create_default_context(cafile=str(self.ca_file))
+        except OSError as error:
+            why = "it holds no certificate" if isinstance(error, ssl.SSLError) else (error.strerror or "unreadable")
+            raise SettingsError(f"ca_file is {str(self.ca_file)!r:.200}: {why}") from None
+
+
+def usable_proxy(url: str) -> bool:
+    parts = split(url)
+    return parts is not None and parts.scheme == "http" and bool(parts.hostname) and not UNUSABLE.search(url)
 
 
 def normal(url: str) -> str:

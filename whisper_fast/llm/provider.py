@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from whisper_fast.deadline import NEVER, Deadline
-from whisper_fast.errors import Closed, LLMProtocolError, LLMRejected, LLMTimeout, WhisperFastError
+import msgspec
 
-from .sse import EventReader
+from whisper_fast.deadline import NEVER, Deadline
+from whisper_fast.errors import Closed, LLMRejected, LLMTimeout, WhisperFastError
+from whisper_fast.message import Delta
+
+from .pieces import PieceReader
+from .silence import Silence
+from .tokens import Tokens
 from .transport import Transport
-from .wire import completion, delta, encoded, first_model, request
+from .wire import completion, encoded, first_model, request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     import aiohttp
 
-    from whisper_fast.message import ChatMessage, Delta
+    from whisper_fast.message import ChatMessage
 
     from .completion import Completion
     from .endpoint import Endpoint
@@ -25,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["OpenAIProvider"]
 
 CHAT = "/chat/completions"
-DONE = b"[DONE]"
 
 
 class OpenAIProvider:
@@ -42,6 +47,7 @@ class OpenAIProvider:
         self.name = endpoint.base_url
         self._timeout = timeout
         self._transport = Transport(endpoint)
+        self.tokens = Tokens()
         self._counts: bool | None = None  # whether the server takes stream_options; None until one was seen
         self.model = endpoint.model  # None until the server was asked
         self._asking: asyncio.Task[str | WhisperFastError] | None = None
@@ -53,33 +59,57 @@ class OpenAIProvider:
     async def chat(self, messages: Sequence[ChatMessage], **params: Any) -> Completion:
         """Answer `messages`; `params` goes to the server as it is."""
         deadline = Deadline.after(self._timeout)
-        body = request(params.get("model") or await self._known_model(deadline), messages, params)
-        response = await self._transport.ask(CHAT, deadline, encoded(body))
-        return completion(await self._transport.whole(response), self.name)
+        body = encoded(request(params.get("model") or await self._known_model(deadline), messages, params))
+        try:
+            answer = completion(await self._transport.post(CHAT, body, deadline), self.name)
+        except (asyncio.CancelledError, LLMTimeout):
+            self.tokens.settle(len(body), 0, None)  # what the server had done by then nobody will say
+            raise
+        usage = self.tokens.settle(len(body), size(answer), answer.usage)
+        return answer if usage is answer.usage else msgspec.structs.replace(answer, usage=usage)
 
     async def stream(self, messages: Sequence[ChatMessage], **params: Any) -> AsyncGenerator[Delta, None]:
-        """Answer `messages` piece by piece; the server's count of tokens comes with the last piece.
+        """Answer `messages` piece by piece; the count of tokens comes with the last piece.
 
         The time that the reader takes between two pieces counts towards the timeout.
         """
-        deadline = Deadline.after(self._timeout)
+        async with aclosing(self.batches(messages, **params)) as batches:
+            async for pieces in batches:
+                for piece in pieces:
+                    yield piece
+
+    async def batches(self, messages: Sequence[ChatMessage], **params: Any) -> AsyncGenerator[list[Delta], None]:
+        """Answer `messages` as `stream` does, all pieces that came in one network read at once, at least one.
+
+        Until the reader takes the next ones the server is held back: at most two read buffers of bytes wait here.
+        """
+        deadline, limits = Deadline.after(self._timeout), self.endpoint.timeouts
         body = request(params.get("model") or await self._known_model(deadline), messages, params)
-        response = await self._begin(deadline, {**body, "stream": True}, params.get("stream_options") or {})
-        events, finished, data = EventReader(), False, b"-"
+        sent, response = await self._begin(deadline, {**body, "stream": True}, params.get("stream_options") or {})
+        reader, silence, settled = PieceReader(self.name), Silence(response, self.name), False
         try:
-            while data:
-                data = await self._transport.part(response)
-                for event in events.feed(data) if data else events.end():
-                    if event == DONE:
-                        await self._transport.finish(response)
-                        return
-                    if (piece := delta(event, self.name)) is not None:
-                        finished = finished or piece.finish_reason is not None
-                        yield piece
+            silence.expect("the first token", limits.first_token)
+            while not reader.over and reader.failure is None:
+                events = reader.events
+                pieces = reader.feed(await self._transport.part(response))
+                if reader.over and reader.failure is None:
+                    settled = True
+                    usage = self.tokens.settle(sent, reader.size, reader.usage)
+                    if usage is not reader.usage:
+                        pieces.append(Delta(usage=usage))
+                if pieces:
+                    silence.rest()
+                    yield pieces
+                if reader.events != events:
+                    silence.expect("the next token", limits.between_tokens)
+            if reader.failure is not None:
+                raise reader.failure
+            await self._transport.finish(response)
         finally:
+            silence.end()
             response.close()
-        if not finished:
-            raise LLMProtocolError(f"{self.name}: its stream ended before the answer did")
+            if not settled:
+                self.tokens.settle(sent, reader.size, reader.usage)
 
     async def ask_model(self) -> str:
         """Return the endpoint's model, or else the server's first; it is asked once, however many wait for it."""
@@ -94,21 +124,25 @@ class OpenAIProvider:
 
     async def _begin(
         self, deadline: Deadline, body: dict[str, Any], options: dict[str, Any]
-    ) -> aiohttp.ClientResponse:
-        """Send a streaming request that asks for the count of tokens, or one that does not where that is refused."""
+    ) -> tuple[int, aiohttp.ClientResponse]:
+        """Send a streaming request that asks for the count of tokens, or one that does not where that is refused.
+
+        Returns the bytes that were sent, and the answer.
+        """
         if self._counts is not False:
             try:
-                counting = {**body, "stream_options": {"include_usage": True, **options}}
-                response = await self._transport.ask(CHAT, deadline, encoded(counting))
+                counting = encoded({**body, "stream_options": {"include_usage": True, **options}})
+                response = await self._transport.ask(CHAT, deadline, counting)
             except LLMRejected as error:
                 if self._counts or error.status not in (400, 422):
                     raise
             else:
                 self._counts = True
-                return response
-        response = await self._transport.ask(CHAT, deadline, encoded(body))
+                return len(counting), response
+        plain = encoded(body)
+        response = await self._transport.ask(CHAT, deadline, plain)
         self._counts = False  # the same request was taken without the option
-        return response
+        return len(plain), response
 
     async def _known_model(self, deadline: Deadline) -> str:
         """Return the model; all who ask at once share one request, which ends when the last of them leaves."""
@@ -141,3 +175,8 @@ class OpenAIProvider:
         except WhisperFastError as error:
             return error
         return self.model
+
+
+def size(answer: Completion) -> int:
+    """Return the bytes of an answer's text and tool calls."""
+    return len(answer.text.encode()) + (len(msgspec.json.encode(answer.tool_calls)) if answer.tool_calls else 0)

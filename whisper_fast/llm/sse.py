@@ -7,20 +7,23 @@ from whisper_fast.errors import LLMProtocolError
 __all__ = ["EventReader"]
 
 BOM = b"\xef\xbb\xbf"
+BLANK = b"\n\n"
 
 
 class EventReader:
     """The data of each event in a stream of bytes, as the HTML standard's event-stream format defines it.
 
     Works on bytes, so a character may be split between pieces. Lines end in LF, CRLF or CR; comments,
-    `event`, `id` and `retry` are skipped. The stream may have at most `max_bytes`.
+    `event`, `id` and `retry` are skipped. The stream may have at most `max_bytes`. Nearly all servers end lines in
+    LF and write one data line an event: a piece of such is cut at its empty lines, anything else line by line. Both
+    ways take time linear in the bytes, whatever their split.
     """
 
     __slots__ = ("_after_cr", "_begun", "_data", "_left", "_max_bytes", "_tail")
 
     def __init__(self, max_bytes: int = 16 << 20) -> None:
         self._max_bytes = self._left = max_bytes
-        self._tail: list[bytes] = []  # pieces of a line whose end has not come yet
+        self._tail: list[bytes] = []  # what came after the last line or event that was complete
         self._data: list[bytes] = []  # data lines of an event whose end has not come yet
         self._after_cr = False
         self._begun = False
@@ -30,6 +33,32 @@ class EventReader:
         self._left -= len(piece)
         if self._left < 0:
             raise LLMProtocolError(f"the stream has more than {self._max_bytes} bytes")
+        if BLANK in piece and self._begun and not self._data and not self._after_cr and b"\r" not in piece:
+            return self._cut(piece)
+        return self._feed_lines(piece)
+
+    def end(self) -> list[bytes]:
+        """Return what the end of the stream completes: some servers leave out the last empty line."""
+        lines, self._tail = b"".join(self._tail).splitlines(), []
+        return self._events([*lines, b""])
+
+    def _cut(self, piece: bytes) -> list[bytes]:
+        """Return the events up to the last empty line of `piece`, which has one and no CR."""
+        tail = self._tail
+        if tail:
+            piece = b"".join((*tail, piece))
+        blocks = piece.split(BLANK)
+        last = blocks.pop()
+        self._tail = [last] if last else []
+        events = []
+        for block in blocks:
+            if block[:6] == b"data: " and b"\n" not in block and b"\r" not in block:
+                events.append(block[6:])
+            else:
+                events += self._events([*block.splitlines(), b""])
+        return events
+
+    def _feed_lines(self, piece: bytes) -> list[bytes]:
         if self._after_cr and piece.startswith(b"\n"):
             piece = piece[1:]
         if not piece:
@@ -41,11 +70,6 @@ class EventReader:
         lines = b"".join((*self._tail, piece)).splitlines()
         self._tail = [] if piece.endswith((b"\n", b"\r")) else [lines.pop()]
         return self._events(lines)
-
-    def end(self) -> list[bytes]:
-        """Return what the end of the stream completes: some servers leave out the last empty line."""
-        lines, self._tail = [b"".join(self._tail)], []
-        return self._events([*lines, b""])
 
     def _events(self, lines: list[bytes]) -> list[bytes]:
         if not self._begun and lines:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from whisper_fast.errors import (
@@ -15,6 +16,7 @@ from whisper_fast.errors import (
     WhisperFastError,
 )
 
+from .address import ForbiddenAddress, guarded_resolver
 from .wire import refusal, retry_after
 
 if TYPE_CHECKING:
@@ -28,18 +30,28 @@ __all__ = ["Transport"]
 
 BODY_BYTES = 16 << 20
 REFUSAL_BYTES = 64 << 10
-CONNECT = 10.0  # seconds
+READ_BYTES = 64 << 10  # a reader that stalls holds twice this and one network read, then the server is not read
 KEEPALIVE = 30.0  # seconds that an idle connection is kept
 LINGER = 0.1  # seconds that the end of a finished stream may take
 
 
 class Transport:
-    """One aiohttp session, opened at the first request inside the running loop."""
+    """One aiohttp session, opened at the first request inside the running loop.
+
+    `post` is a whole exchange. A stream is `ask`, then `part` until it is empty, then `response.close()`.
+    """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.closed = False
         self._session: aiohttp.ClientSession | None = None
+
+    async def post(self, path: str, body: bytes, deadline: Deadline, *, max_bytes: int = BODY_BYTES) -> bytes:
+        """Return the body of the 2xx answer to a POST at base_url + `path`; raises LLMError, or Closed.
+
+        A cancelled caller's connection is closed. An answer of more than `max_bytes` is a LLMProtocolError.
+        """
+        return await self.whole(await self.ask(path, deadline, body), max_bytes)
 
     async def ask(self, path: str, deadline: Deadline, body: bytes | None = None) -> aiohttp.ClientResponse:
         """Send a request (POST where there is a body) and return its 2xx answer, which the caller closes.
@@ -53,16 +65,21 @@ class Transport:
             raise LLMTimeout(f"{self.endpoint.base_url}: no time was left to ask it")
         session = self._session or self._open()
         limits = aiohttp.ClientTimeout(
-            total=None if left == float("inf") else left, sock_connect=CONNECT, ceil_threshold=float("inf")
+            total=None if left == float("inf") else left,
+            connect=self.endpoint.timeouts.connect,
+            ceil_threshold=float("inf"),
         )
+        first = self.endpoint.timeouts.first_token
         try:
-            response = await session.request(
-                "GET" if body is None else "POST",
-                self.endpoint.base_url + path,
-                data=body,
-                allow_redirects=False,
-                timeout=limits,
-            )
+            async with nullcontext() if first is None else asyncio.timeout(first):
+                response = await session.request(
+                    "GET" if body is None else "POST",
+                    self.endpoint.base_url + path,
+                    data=body,
+                    allow_redirects=False,
+                    timeout=limits,
+                    proxy=self.endpoint.proxy,
+                )
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             failure = self._typed(error)
         else:
@@ -71,15 +88,15 @@ class Transport:
             failure = await self._refused(response)
         raise failure  # out here, so that aiohttp's error, which holds the headers, is not even its context
 
-    async def whole(self, response: aiohttp.ClientResponse) -> bytes:
+    async def whole(self, response: aiohttp.ClientResponse, max_bytes: int = BODY_BYTES) -> bytes:
         """Return the body of an answer, and close it; raises LLMError."""
         try:
             parts, size = [], 0
             while part := await self.part(response):
                 parts.append(part)
                 size += len(part)
-                if size > BODY_BYTES:
-                    raise LLMProtocolError(f"{self.endpoint.base_url}: its answer has more than {BODY_BYTES} bytes")
+                if size > max_bytes:
+                    raise LLMProtocolError(f"{self.endpoint.base_url}: its answer has more than {max_bytes} bytes")
             return b"".join(parts)
         finally:
             response.close()  # a body read to its end has given its connection back before
@@ -91,6 +108,8 @@ class Transport:
 
         try:
             return await response.content.readany()
+        except LLMTimeout:  # a Silence's, which is an OSError too
+            raise
         except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
             failure = self._typed(error)
         raise failure
@@ -126,9 +145,16 @@ class Transport:
         if self.endpoint.api_key is not None:
             headers["Authorization"] = f"Bearer {self.endpoint.api_key}"
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE),  # the pool limits
+            connector=aiohttp.TCPConnector(
+                limit=0,  # the pool limits
+                keepalive_timeout=KEEPALIVE,
+                ssl=self.endpoint.trust() or True,
+                resolver=None if self.endpoint.allow_link_local else guarded_resolver(),
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=headers,
+            read_bufsize=READ_BYTES,
+            trust_env=False,
         )
         return self._session
 
@@ -157,6 +183,8 @@ class Transport:
             return LLMTimeout(f"{where}: it did not answer in time")
         if isinstance(error, aiohttp.ClientSSLError):
             return LLMUnavailable(f"{where}: no secure connection, its certificate or protocol was not accepted")
+        if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, ForbiddenAddress):
+            return LLMUnavailable(f"{where}: {error.os_error}")
         if isinstance(error, aiohttp.ClientConnectorError):
             return LLMUnavailable(
                 f"{where}: nobody answers there ({errno.errorcode.get(error.errno or 0, 'no address')})"

@@ -17,14 +17,25 @@ from whisper_fast.errors import (
     LLMTimeout,
     LLMUnavailable,
 )
-from whisper_fast.message import ChatMessage, Delta, Usage
+from whisper_fast.message import ChatMessage, Usage
 
 from .completion import Completion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["completion", "delta", "encoded", "first_model", "refusal", "request", "retry_after"]
+__all__ = [
+    "NOTHING",
+    "STREAMED",
+    "Event",
+    "completion",
+    "encoded",
+    "failure_of",
+    "first_model",
+    "refusal",
+    "request",
+    "retry_after",
+]
 
 # The only words of a server that our errors repeat: anything else might echo a prompt or a key.
 CODES = frozenset(
@@ -44,24 +55,30 @@ CODES = frozenset(
 )
 
 
-class Failure(msgspec.Struct):
+LIMITS = ("max_tokens", "max_completion_tokens")
+MOST_TOKENS = (1 << 31) - 1  # servers count in 32 bits
+
+
+class Failure(msgspec.Struct, gc=False):
     code: Any = None
     type: Any = None
 
 
-class Piece(msgspec.Struct):
+class Piece(msgspec.Struct, frozen=True, gc=False):
     content: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
 
 
-class Choice(msgspec.Struct):
+NOTHING = Piece()
+
+
+class Choice(msgspec.Struct, gc=False):
     message: Piece | None = None
-    delta: Piece | None = None
     finish_reason: str | None = None
     index: int = 0
 
 
-class Counted(msgspec.Struct):
+class Counted(msgspec.Struct, gc=False):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
@@ -69,10 +86,24 @@ class Counted(msgspec.Struct):
         return Usage(self.prompt_tokens or 0, self.completion_tokens or 0)
 
 
-class Answer(msgspec.Struct):
+class Answer(msgspec.Struct, gc=False):
     choices: list[Choice] = []
     usage: Counted | None = None
     model: str | None = None
+    error: Failure | str | None = None
+
+
+class Change(msgspec.Struct, gc=False):
+    delta: Piece | None = NOTHING
+    finish_reason: str | None = None
+    index: int = 0
+
+
+class Event(msgspec.Struct, gc=False):
+    """One event of a stream."""
+
+    choices: tuple[Change, ...] | None = ()
+    usage: Counted | None = None
     error: Failure | str | None = None
 
 
@@ -85,6 +116,7 @@ class Models(msgspec.Struct):
 
 
 ANSWER = msgspec.json.Decoder(Answer)
+STREAMED = msgspec.json.Decoder(Event)
 MODELS = msgspec.json.Decoder(Models)
 
 
@@ -98,21 +130,20 @@ def encoded(body: Mapping[str, Any]) -> bytes:
         raise InvalidMessage("the request holds something that cannot be written as JSON") from None
 
 
-def answer(data: bytes, where: str) -> Answer:
-    """Decode a whole answer or one event; raises what the server's error object says, or LLMProtocolError."""
-    try:
-        decoded = ANSWER.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise LLMProtocolError(f"{where}: what it answered is not a chat completion") from None
-    if decoded.error is not None:
-        code = decoded.error.code if isinstance(decoded.error, Failure) else None
-        raise refusal(code if isinstance(code, int) and 400 <= code < 600 else 500, where, data)
-    return decoded
+def failure_of(error: Failure | str, where: str, data: bytes) -> LLMError:
+    """Return the error for an answer `data` that holds the error object `error` in spite of its status 200."""
+    code = error.code if isinstance(error, Failure) else None
+    return refusal(code if isinstance(code, int) and 400 <= code < 600 else 500, where, data)
 
 
 def completion(data: bytes, where: str) -> Completion:
     """Return the completion that the body `data` holds; raises LLMError."""
-    found = answer(data, where)
+    try:
+        found = ANSWER.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise LLMProtocolError(f"{where}: what it answered is not a chat completion") from None
+    if found.error is not None:
+        raise failure_of(found.error, where, data)
     first = next((choice for choice in found.choices if choice.index == 0), None)
     if first is None or first.message is None:
         raise LLMProtocolError(f"{where}: its answer holds no message")
@@ -123,21 +154,6 @@ def completion(data: bytes, where: str) -> Completion:
         usage=found.usage.usage() if found.usage else Usage(),
         model=found.model or "",
     )
-
-
-def delta(data: bytes, where: str) -> Delta | None:
-    """Return the piece that the event `data` holds, None for one that brings nothing; raises LLMError."""
-    found = answer(data, where)
-    text, tool_calls, reason = "", None, None
-    for choice in found.choices:
-        if choice.index == 0:
-            reason = choice.finish_reason
-            if choice.delta is not None:
-                text, tool_calls = choice.delta.content or "", choice.delta.tool_calls
-    if not (text or tool_calls or reason or found.usage):
-        return None
-    usage = found.usage.usage() if found.usage else None
-    return Delta(text, finish_reason=reason, tool_calls=tool_calls or (), usage=usage)
 
 
 def first_model(data: bytes, where: str) -> str:
@@ -200,8 +216,31 @@ def retry_after(value: str | None) -> float | None:
 
 
 def request(model: str, messages: Sequence[ChatMessage], params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the body of a plain request."""
+    """Return the body of a plain request; raises InvalidMessage for what no server can take."""
+    check_messages(messages)
+    for name in LIMITS:
+        if name in params:
+            check_limit(name, params[name])
     body = {"messages": messages, **params, "model": model}
     body.pop("stream", None)
     body.pop("stream_options", None)
     return body
+
+
+def check_messages(messages: Sequence[ChatMessage]) -> None:
+    """Raise InvalidMessage unless `messages` is a list of objects that each name a role; it repeats no text."""
+    if not isinstance(messages, list | tuple):
+        raise InvalidMessage(f"messages is {type(messages).__name__}; it must be a list of messages")
+    if not messages:
+        raise InvalidMessage("messages is empty; there is nothing to answer")
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            found = "has no role" if isinstance(message, dict) else f"is {type(message).__name__}"
+            raise InvalidMessage(f'messages[{number}] {found}; it looks like {{"role": "user", "content": "hi"}}')
+
+
+def check_limit(name: str, value: Any) -> None:
+    """Raise InvalidMessage unless `value`, the answer's limit in tokens, is None or a count that a server takes."""
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_TOKENS):
+        return
+    raise InvalidMessage(f"{name} is {value!r:.40}; it must be a whole number from 1 to {MOST_TOKENS}")
