@@ -182,21 +182,21 @@ cdef class FairQueue:
         `since` is the `finish` of the item in question; with it the correction is exact for a user that has been
         forgotten in between, without it such a user starts from the clock. Raises what `push` raises.
         """
-        cdef double amount = charge_of(cost, weight), counter
+        cdef double amount = charge_of(cost, weight), counter, clock
         cdef int32_t level = level_of(priority)
-        cdef dict users = self.users[level]
         user = exact(user)
-        flow = None if users is None else users.get(user)
+        cdef dict users = self._room(level)
+        clock = self.queue.levels[level].clock
+        flow = users.get(user)
         if flow is not None:
             wf_fair_charge(&self.queue, flow, amount)
-        elif self.queue.levels[level] != NULL:
-            counter = self.queue.levels[level].clock if since is None else <double>since
+        else:
+            counter = clock if since is None else <double>since
             if not isfinite(counter):
                 raise ValueError(f"since is {since!r}; it must be the finish of an item")
-            if counter + amount > self.queue.levels[level].clock:
+            if counter + amount > clock:
                 self._open(user, level, counter + amount)
-        if self.queue.levels[level] != NULL:
-            self._forget(level)
+        self._forget(level)
 
     def clear(self):
         """Forget everything; return the items that waited, in order of arrival."""
@@ -218,8 +218,8 @@ cdef class FairQueue:
         wf_fair_end(&gone)
         return left
 
-    cdef int32_t _flow(self, object user, int32_t level) except -1:
-        """Return the flow of `user`, with room for one more item."""
+    cdef dict _room(self, int32_t level):
+        """Return the flows of `level`, with room for one more flow and item."""
         cdef dict users
         if self.users[level] is None:
             users = {}  # which may run a finaliser that comes here too
@@ -227,14 +227,14 @@ cdef class FairQueue:
                 self.users[level] = users
         if wf_fair_reserve(&self.queue, level):
             raise MemoryError
-        flow = (<dict>self.users[level]).get(user)
+        return self.users[level]
+
+    cdef int32_t _flow(self, object user, int32_t level) except -1:
+        flow = self._room(level).get(user)
         return flow if flow is not None else self._open(user, level, self.queue.levels[level].clock)
 
     cdef int32_t _open(self, object user, int32_t level, double counter) except -1:
-        cdef int32_t flow
-        if wf_fair_reserve(&self.queue, level):
-            raise MemoryError
-        flow = wf_fair_open(&self.queue, <void *>user, level, counter)
+        cdef int32_t flow = wf_fair_open(&self.queue, <void *>user, level, counter)
         try:
             self.users[level][user] = flow
         except BaseException:
