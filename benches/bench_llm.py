@@ -47,7 +47,7 @@ class Instant:
 @pytest.fixture(scope="module")
 def stub():
     """Start the server in a process of its own, so that its work is not counted as ours."""
-    command = [sys.executable, "-m", "whisper_fast.lab.stub", "--latency", "0", "--tokens", "800"]
+    command = [sys.executable, "-m", "whisper_fast.lab.serving", "--latency", "0", "--tokens", "800"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         yield process.stderr.readline().split()[-1]
         process.terminate()

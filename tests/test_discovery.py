@@ -12,7 +12,7 @@ from time import monotonic
 import pytest
 
 from whisper_fast.errors import SettingsError
-from whisper_fast.lab.stub import Stub
+from whisper_fast.lab.faulty import FaultyLLM
 from whisper_fast.llm import Endpoint, LLMPool, SimulatedLLM
 from whisper_fast.llm import discover as really_discover
 from whisper_fast.llm.discovery import LOCAL_SERVERS, WAIT
@@ -43,9 +43,9 @@ def silent_port():
 
 async def test_the_address_that_is_set_wins():
     settings = Settings(llm_chat_api_url="http://models.lan:4000/", llm_chat_model="big", llm_chat_api_key=KEY)
-    async with Stub() as stub:
-        found, sentence = await discover(settings, servers={"Here": stub.port})
-        assert not stub.requests
+    async with FaultyLLM() as server:
+        found, sentence = await discover(settings, servers={"Here": server.port})
+        assert not server.requests
     assert found == Endpoint("http://models.lan:4000/v1", "big", KEY)
     assert all(
         part in sentence for part in ("big", "http://models.lan:4000/v1", "LLM_CHAT_API_URL", "LLM_CHAT_MODEL")
@@ -72,27 +72,27 @@ async def test_a_wrong_key_stops_the_start_and_names_the_variable():
 
 
 async def test_a_server_on_this_machine_is_found_asked_without_the_key_and_usable(free_port):
-    async with Stub(SimulatedLLM(0), models=("nomic-embed", "tiny")) as stub:
-        servers = {"Nobody": free_port, "Ours": stub.port}
+    async with FaultyLLM(SimulatedLLM(0), models=("nomic-embed", "tiny")) as server:
+        servers = {"Nobody": free_port, "Ours": server.port}
         found, sentence = await discover(Settings(llm_chat_api_key=KEY), servers=servers)
-        assert found == Endpoint(stub.url, "tiny")
-        assert all(part in sentence for part in ("tiny", stub.url, "Ours", "LLM_CHAT_API_URL"))
+        assert found == Endpoint(server.url, "tiny")
+        assert all(part in sentence for part in ("tiny", server.url, "Ours", "LLM_CHAT_API_URL"))
         async with LLMPool([found]) as pool:
             assert (await pool.chat([{"role": "user", "content": "hi"}])).text
 
 
 async def test_the_first_of_several_wins_and_a_set_model_is_kept():
     async with AsyncExitStack() as stack:
-        stubs = [await stack.enter_async_context(Stub(models=(name,))) for name in ("one", "two")]
-        servers = {"Second": stubs[1].port, "First": stubs[0].port}
+        servers_up = [await stack.enter_async_context(FaultyLLM(models=(name,))) for name in ("one", "two")]
+        servers = {"Second": servers_up[1].port, "First": servers_up[0].port}
         found, _ = await discover(Settings(), servers=servers)
-        assert found == Endpoint(stubs[1].url, "two")
+        assert found == Endpoint(servers_up[1].url, "two")
         found, _ = await discover(Settings(llm_chat_model="mine"), servers=servers)
         assert found.model == "mine"
 
 
 async def test_a_server_without_models_and_a_silent_one_are_passed_over_in_time(silent_port):
-    async with Stub(models=()) as empty, Stub(models=("good",)) as good:
+    async with FaultyLLM(models=()) as empty, FaultyLLM(models=("good",)) as good:
         begin = monotonic()
         servers = {"Silent": silent_port, "E": empty.port, "G": good.port}
         found, _ = await discover(Settings(), servers=servers, wait=0.6)
@@ -111,12 +111,12 @@ def test_the_usual_ports_are_looked_at():
     assert LOCAL_SERVERS == {"LM Studio": 1234, "Ollama": 11434, "llama.cpp": 8080, "vLLM": 8000}
 
 
-def test_the_stub_starts_from_the_command_line_and_ends_with_a_signal():
-    command = [sys.executable, "-m", "whisper_fast.lab.stub", "--port", "0", "--latency", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as stub:
-        assert "http://127.0.0.1:" in stub.stderr.readline()
-        stub.terminate()
-        assert stub.wait(timeout=10) == 0
+def test_the_faulty_server_starts_from_the_command_line_and_ends_with_a_signal():
+    command = [sys.executable, "-m", "whisper_fast.lab.serving", "--port", "0", "--latency", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert "http://127.0.0.1:" in server.stderr.readline()
+        server.terminate()
+        assert server.wait(timeout=10) == 0
 
 
 def test_importing_the_language_model_does_not_import_aiohttp():

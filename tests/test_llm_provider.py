@@ -27,7 +27,7 @@ from whisper_fast.errors import (
     LLMUnavailable,
     SettingsError,
 )
-from whisper_fast.lab.stub import FAULTS, Stub
+from whisper_fast.lab.faulty import FAULTS, FaultyLLM
 from whisper_fast.llm import Completion, Endpoint, LLMPool, OpenAIProvider, SimulatedLLM
 from whisper_fast.llm.sse import EventReader
 from whisper_fast.llm.wire import retry_after
@@ -39,6 +39,8 @@ MESSAGES = [{"role": "system", "content": "- likes tea"}, {"role": "user", "cont
 TOOL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ulm"}'}}
 
 EXPECTED = {
+    "refuse": LLMUnavailable,
+    "certificate": LLMUnavailable,
     "reset": LLMUnavailable,
     "hang": LLMTimeout,
     "cut": LLMUnavailable,
@@ -54,13 +56,13 @@ EXPECTED = {
     "huge": LLMProtocolError,
     "redirect": LLMProtocolError,
 }
-ONLY_STREAMS = {"end", "drip"}
+ONLY_STREAMS = {"end"}
 CASES = [(fault, stream) for fault in EXPECTED for stream in (False, True) if stream or fault not in ONLY_STREAMS]
 
 
 @contextlib.asynccontextmanager
-async def asking(stub, *, timeout=5, model="stub-model", key=KEY):
-    provider = OpenAIProvider(Endpoint(stub.url, model, key), timeout=timeout)
+async def asking(server, *, timeout=5, model="m", key=KEY):
+    provider = OpenAIProvider(Endpoint(server.url, model, key), timeout=timeout)
     try:
         yield provider
     finally:
@@ -120,58 +122,58 @@ async def until(condition, seconds=5.0):
 async def test_a_chat_goes_to_the_server_as_it_is_and_comes_back():
     tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
     messages = [*MESSAGES, {"role": "tool", "tool_call_id": "call_0", "content": "sunny \u4f60\u597d"}]
-    async with Stub(SimulatedLLM(0)) as stub, asking(stub) as provider:
+    async with FaultyLLM(SimulatedLLM(0)) as server, asking(server) as provider:
         reply = await provider.chat(messages, temperature=0.2, tools=tools, unheard_of={"a": [1, None]})
     assert f'"{SECRET}"' in reply.text
     assert '"likes tea"' in reply.text
     assert (reply.finish_reason, reply.model) == ("stop", "simulated")
     assert reply.usage.prompt_tokens > 0
-    assert stub.seen[0] == {
-        "model": "stub-model", "messages": messages,
+    assert server.seen[0] == {
+        "model": "m", "messages": messages,
         "temperature": 0.2, "tools": tools, "unheard_of": {"a": [1, None]},
     }  # fmt: skip
 
 
 async def test_a_stream_brings_the_same_text_its_end_and_the_usage():
-    async with Stub(SimulatedLLM(0.02, tokens=120)) as stub, asking(stub) as provider:
+    async with FaultyLLM(SimulatedLLM(0.02, tokens=120)) as server, asking(server) as provider:
         whole = await provider.chat(MESSAGES)
         pieces = await read(provider.stream(MESSAGES, temperature=1))
         assert "".join(pieces) == whole.text
         assert len(pieces) > 10
         assert {piece.finish_reason for piece in pieces} == {None, "stop"}
         assert pieces[-1].usage == whole.usage
-        assert stub.seen[-1]["stream_options"] == {"include_usage": True}
+        assert server.seen[-1]["stream_options"] == {"include_usage": True}
         await read(provider.stream(MESSAGES))
-        assert stub.requests["/v1/chat/completions"] == 3
+        assert server.requests["/v1/chat/completions"] == 3
         assert len(provider._transport._session.connector._conns) == 1, "a finished stream's connection is used again"
 
 
 async def test_the_callers_parameters_win_where_they_are_ours_too():
-    async with Stub(SimulatedLLM(0)) as stub, asking(stub) as provider:
+    async with FaultyLLM(SimulatedLLM(0)) as server, asking(server) as provider:
         await provider.chat(MESSAGES, model="other", stream=True)
-        assert (stub.seen[-1]["model"], "stream" in stub.seen[-1]) == ("other", False)
+        assert (server.seen[-1]["model"], "stream" in server.seen[-1]) == ("other", False)
         await read(provider.stream(MESSAGES, stream_options={"include_usage": False}))
-        assert stub.seen[-1]["stream_options"] == {"include_usage": False}
+        assert server.seen[-1]["stream_options"] == {"include_usage": False}
 
 
 async def test_a_server_without_stream_options_is_asked_without_them_from_then_on():
-    async with Stub(SimulatedLLM(0)) as stub, asking(stub) as provider:
-        stub.fault = "no_options"
+    async with FaultyLLM(SimulatedLLM(0)) as server, asking(server) as provider:
+        server.fault = "no_options"
         for _ in range(2):
             assert SECRET in "".join(await read(provider.stream(MESSAGES)))
-        assert ["stream_options" in body for body in stub.seen] == [True, False, False]
+        assert ["stream_options" in body for body in server.seen] == [True, False, False]
 
 
 async def test_a_wrong_request_is_not_taken_for_a_server_without_stream_options():
-    async with Stub(SimulatedLLM(0)) as stub, asking(stub) as provider:
-        stub.faults.extend(["invalid", "invalid", None, "invalid"])
+    async with FaultyLLM(SimulatedLLM(0)) as server, asking(server) as provider:
+        server.faults.extend(["invalid", "invalid", None, "invalid"])
         with pytest.raises(LLMRejected):
             await read(provider.stream(MESSAGES))
         await read(provider.stream(MESSAGES))
-        assert "stream_options" in stub.seen[-1]
+        assert "stream_options" in server.seen[-1]
         with pytest.raises(LLMRejected):
             await read(provider.stream(MESSAGES))
-        assert len(stub.seen) == 4, "a server known to take the option is not asked twice"
+        assert len(server.seen) == 4, "a server known to take the option is not asked twice"
 
 
 async def test_tool_calls_come_back_whole_and_in_fragments():
@@ -235,10 +237,10 @@ async def test_raw_bytes_that_are_not_http_are_a_protocol_error():
 
 @pytest.mark.parametrize("wrong", [{"role": "user", "content": "\ud800"}, {"role": "user", "content": object()}])
 async def test_what_cannot_be_written_as_json_is_refused_before_it_is_sent(wrong):
-    async with Stub() as stub, asking(stub) as provider:
+    async with FaultyLLM() as server, asking(server) as provider:
         with pytest.raises(InvalidMessage):
             await provider.chat([wrong])
-        assert not stub.requests
+        assert not server.requests
 
 
 # -- faults
@@ -248,8 +250,8 @@ async def test_what_cannot_be_written_as_json_is_refused_before_it_is_sent(wrong
 async def test_every_fault_ends_in_its_typed_error_in_time_and_tells_no_secret(fault, stream, caplog):
     caplog.set_level(logging.DEBUG)
     timeout = 0.4 if EXPECTED[fault] is LLMTimeout else 5
-    async with Stub(SimulatedLLM(0.01)) as stub, asking(stub, timeout=timeout) as provider:
-        stub.fault = fault
+    async with FaultyLLM(SimulatedLLM(0.01)) as server, asking(server, timeout=timeout) as provider:
+        server.fault = fault
         begin = monotonic()
         with pytest.raises(LLMError) as caught:
             await (read(provider.stream(MESSAGES)) if stream else provider.chat(MESSAGES))
@@ -258,28 +260,28 @@ async def test_every_fault_ends_in_its_typed_error_in_time_and_tells_no_secret(f
         shown = told(caught.value) + repr(provider) + repr(provider.endpoint) + caplog.text
         assert KEY not in shown
         assert SECRET not in shown
-        assert stub.requests["/elsewhere"] == 0
-        await until(lambda: stub.open == 0)
-        stub.fault = None
+        assert server.requests["/elsewhere"] == 0
+        await until(lambda: server.open == 0)
+        server.fault = None
         assert SECRET in (await provider.chat(MESSAGES)).text, "the next call is whole"
 
 
-def test_every_fault_of_the_stub_is_tried():
+def test_every_fault_of_the_server_is_tried():
     assert FAULTS.keys() == EXPECTED.keys() | {"no_options"}
 
 
 async def test_a_refused_connection_and_its_end():
-    async with Stub(SimulatedLLM(0)) as stub, asking(stub) as provider:
-        await stub.refuse()
+    async with FaultyLLM(SimulatedLLM(0)) as server, asking(server) as provider:
+        await server.refuse()
         with pytest.raises(LLMUnavailable, match="ECONNREFUSED"):
             await provider.chat(MESSAGES)
-        await stub.listen()
+        await server.listen()
         assert (await provider.chat(MESSAGES)).text
 
 
 async def test_a_kept_connection_that_the_server_has_closed_is_unavailable_and_the_pool_asks_again():
-    async with Stub(SimulatedLLM(0)) as stub, LLMPool([Endpoint(stub.url, "m")]) as pool:
-        stub.faults.extend([None, "reset"])
+    async with FaultyLLM(SimulatedLLM(0)) as server, LLMPool([Endpoint(server.url, "m")]) as pool:
+        server.faults.extend([None, "reset"])
         for _ in range(2):
             assert (await pool.chat(MESSAGES)).text
         assert pool.stats()["errors"] == {"LLMUnavailable": 1}
@@ -287,8 +289,8 @@ async def test_a_kept_connection_that_the_server_has_closed_is_unavailable_and_t
 
 @pytest.mark.parametrize(("header", "seconds"), [("2", 2), ("0", 0), (None, None), ("soon", None), ("-3", None)])
 async def test_retry_after_in_seconds_reaches_the_error(header, seconds):
-    async with Stub() as stub, asking(stub) as provider:
-        stub.fault, stub.retry_after = "rate_limited", header
+    async with FaultyLLM() as server, asking(server) as provider:
+        server.fault, server.retry_after = "rate_limited", header
         with pytest.raises(LLMRateLimited) as caught:
             await provider.chat(MESSAGES)
     assert (caught.value.retry_after, caught.value.status) == (seconds, 429)
@@ -302,7 +304,7 @@ def test_retry_after_as_a_date():
 
 
 async def test_the_server_must_answer_within_one_budget_the_models_question_included():
-    async with Stub(SimulatedLLM(3)) as stub, asking(stub, model=None, timeout=0.15) as provider:
+    async with FaultyLLM(SimulatedLLM(3)) as server, asking(server, model=None, timeout=0.15) as provider:
         begin = monotonic()
         with pytest.raises(LLMTimeout):
             await provider.chat(MESSAGES)
@@ -322,23 +324,23 @@ async def test_a_call_after_close_says_so():
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_cancelling_a_caller_aborts_the_request_upstream(stream):
-    async with Stub(SimulatedLLM(5)) as stub, LLMPool([Endpoint(stub.url, "m")], max_concurrent=1) as pool:
+    async with FaultyLLM(SimulatedLLM(5)) as server, LLMPool([Endpoint(server.url, "m")], max_concurrent=1) as pool:
         call = asyncio.create_task(read(pool.stream(MESSAGES)) if stream else pool.chat(MESSAGES))
-        await until(lambda: stub.open == 1)
+        await until(lambda: server.open == 1)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
         assert pool.stats()["in_flight"] == 0
-        await until(lambda: stub.open == 0)
-        assert stub.aborted == 1
+        await until(lambda: server.open == 0)
+        assert server.aborted == 1
 
 
 @pytest.mark.parametrize("how", ["close", "cancel", "forget"])
 async def test_a_stream_that_is_not_read_to_its_end_is_aborted_upstream(how):
-    async with Stub(SimulatedLLM(0.8)) as stub, LLMPool([Endpoint(stub.url, "m")], max_concurrent=1) as pool:
+    async with FaultyLLM(SimulatedLLM(0.8)) as server, LLMPool([Endpoint(server.url, "m")], max_concurrent=1) as pool:
         pieces = pool.stream(MESSAGES)
         assert isinstance(await anext(pieces), Delta)
-        assert (stub.open, pool.stats()["in_flight"]) == (1, 1)
+        assert (server.open, pool.stats()["in_flight"]) == (1, 1)
         if how == "close":
             await pieces.aclose()
         elif how == "cancel":
@@ -349,49 +351,49 @@ async def test_a_stream_that_is_not_read_to_its_end_is_aborted_upstream(how):
         else:
             del pieces
             gc.collect()
-        await until(lambda: stub.open == 0)
-        assert (stub.aborted, pool.stats()["in_flight"]) == (1, 0)
+        await until(lambda: server.open == 0)
+        assert (server.aborted, pool.stats()["in_flight"]) == (1, 0)
 
 
 async def test_closing_the_pool_aborts_what_is_upstream():
-    async with Stub(SimulatedLLM(5)) as stub:
-        pool = LLMPool([Endpoint(stub.url, "m")])
+    async with FaultyLLM(SimulatedLLM(5)) as server:
+        pool = LLMPool([Endpoint(server.url, "m")])
         calls = [asyncio.create_task(pool.chat(MESSAGES)) for _ in range(5)]
-        await until(lambda: stub.open == 5)
+        await until(lambda: server.open == 5)
         await pool.close()
         assert {type(result) for result in await asyncio.gather(*calls, return_exceptions=True)} == {Closed}
-        await until(lambda: stub.open == 0)
+        await until(lambda: server.open == 0)
 
 
 # -- which model
 
 
 async def test_a_hundred_first_calls_ask_for_the_model_once():
-    stub = Stub(SimulatedLLM(0), models=("text-embed-x", "tiny"))
-    async with stub, LLMPool([Endpoint(stub.url)], max_concurrent=100) as pool:
+    server = FaultyLLM(SimulatedLLM(0), models=("text-embed-x", "tiny"))
+    async with server, LLMPool([Endpoint(server.url)], max_concurrent=100) as pool:
         await asyncio.gather(*(pool.chat(MESSAGES) for _ in range(100)))
         assert pool.models == ("tiny",)
-    assert stub.requests == {"/v1/models": 1, "/v1/chat/completions": 100}
-    assert {body["model"] for body in stub.seen} == {"tiny"}
+    assert server.requests == {"/v1/models": 1, "/v1/chat/completions": 100}
+    assert {body["model"] for body in server.seen} == {"tiny"}
 
 
 async def test_one_cancelled_asker_does_not_cancel_the_others():
-    async with Stub(SimulatedLLM(0)) as stub, asking(stub, model=None) as provider:
+    async with FaultyLLM(SimulatedLLM(0)) as server, asking(server, model=None) as provider:
         first, second = (asyncio.create_task(provider.chat(MESSAGES)) for _ in range(2))
         await asyncio.sleep(0)
         first.cancel()
         assert (await second).text
-        assert stub.requests["/v1/models"] == 1
+        assert server.requests["/v1/models"] == 1
 
 
 async def test_a_failed_question_for_the_model_reaches_each_asker_and_is_asked_again():
-    async with Stub(SimulatedLLM(0), models=()) as stub, asking(stub, model=None) as provider:
+    async with FaultyLLM(SimulatedLLM(0), models=()) as server, asking(server, model=None) as provider:
         errors = await asyncio.gather(*(provider.chat(MESSAGES) for _ in range(3)), return_exceptions=True)
         assert [type(error) for error in errors] == [LLMRejected] * 3
         assert len(set(map(id, errors))) == 3
-        stub.models.append("loaded-since")
+        server.models.append("loaded-since")
         assert (await provider.chat(MESSAGES)).text
-        assert (provider.model, stub.requests["/v1/models"]) == ("loaded-since", 2)
+        assert (provider.model, server.requests["/v1/models"]) == ("loaded-since", 2)
 
 
 # -- addresses
