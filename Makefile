@@ -10,11 +10,12 @@ KERNELS = $(patsubst whisper_fast/%.pyi,whisper_fast.%,$(wildcard whisper_fast/_
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test bench lint format clean
+.PHONY: help run test soak bench lint format clean
 
 help:
 	@echo 'make run     build, install into $(VENV) and start the server on http://127.0.0.1:8765'
 	@echo 'make test    the same with the test dependencies, then the whole suite (ARGS="-k demo" narrows it)'
+	@echo 'make soak    the tests that take minutes (ARGS="-k kills" narrows them)'
 	@echo 'make bench   the benchmarks (ARGS="bench_import.py" narrows them)'
 	@echo 'make lint    ruff, mypy --strict, cython-lint, stubtest'
 	@echo 'make format  let ruff format and fix what it can'
@@ -27,6 +28,9 @@ run: $(VENV)/installed
 test: $(VENV)/installed $(VENV)/with-test
 	@.ci/packages test
 	@cd tests && ../$(BIN)/python -P -m pytest $(ARGS)
+
+soak: $(VENV)/installed $(VENV)/with-test
+	@cd tests && ../$(BIN)/python -P -m pytest --soak -m soak $(ARGS)
 
 bench: $(VENV)/installed $(VENV)/with-test
 	@cd benches && ../$(BIN)/python -P -m pytest --benchmark-enable -o python_files='bench_*.py' $(or $(ARGS),.)

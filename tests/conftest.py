@@ -27,6 +27,17 @@ def pytest_asyncio_loop_factories(config, item):
     return {name: remembered(factory) for name, factory in LOOPS.items()}
 
 
+def pytest_addoption(parser):
+    parser.addoption("--soak", action="store_true", help="also run what takes minutes")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--soak"):
+        for item in items:
+            if item.get_closest_marker("soak"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes: `make soak`"))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem):
     """Fail a test that leaves a task behind; the loop's runner would cancel it in silence afterwards."""
