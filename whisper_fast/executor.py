@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import msgspec
 
 from .cache import Cache
-from .errors import Closed
+from .errors import Closed, DeadlineExceeded
 from .threads import Job, Threads
 from .waiter import expire_later
 
@@ -56,6 +56,9 @@ class ExecutorStats(msgspec.Struct, frozen=True):
     processes: int
     processes_outstanding: int
     worker_deaths: int
+    workers_killed: int
+    workers_recycled: int
+    quarantined: int
     hop: float
     functions: dict[str, FunctionStats]
 
@@ -117,20 +120,35 @@ class Executor:
     """
 
     def __init__(
-        self, threads: int = 8, processes: int = 4, *, max_waiting: int = 10_000, grace: float = 5.0
+        self,
+        threads: int = 8,
+        processes: int = 4,
+        *,
+        max_waiting: int = 10_000,
+        grace: float = 5.0,
+        worker_memory: int = 512 << 20,
     ) -> None:
         for name, size in (("threads", threads), ("processes", processes)):
             if size < 1:
                 raise ValueError(f"{name} is {size!r}; there must be at least 1")
         self._threads = Threads(threads, max_waiting=max_waiting)
         self._process_count = processes
+        self._worker_memory = worker_memory
+        self._max_waiting = max_waiting
         self._processes: Processes | None = None
         self._profiles: Cache[Any, Profile] = Cache(FUNCTIONS)
         self._hop = ALWAYS_SHORT
         self._grace = grace
         self._closed = False
 
-    async def run(self, fn: Callable[..., T], *args: Any, kind: Kind = "auto", timeout: float | None = None) -> T:
+    async def run(
+        self,
+        fn: Callable[..., T],
+        *args: Any,
+        kind: Kind = "auto",
+        timeout: float | None = None,
+        idempotent: bool = False,
+    ) -> T:
         """Return `fn(*args)`; `kind="auto"` learns by measuring whether a thread or inline is cheaper.
 
         After `timeout` seconds DeadlineExceeded is raised; the function itself runs on, its thread or process stays
@@ -147,7 +165,7 @@ class Executor:
         if kind == "thread":
             return await self._in_thread(profile, fn, args, timeout)
         if kind == "process":
-            return await answered(self._workers().submit(fn, args), timeout)  # type: ignore[no-any-return]
+            return await self._in_process(fn, args, timeout, idempotent)
         raise ValueError(f"kind is {kind!r}; allowed are 'auto', 'inline', 'thread' and 'process'")
 
     def stats(self) -> ExecutorStats:
@@ -160,6 +178,9 @@ class Executor:
             processes=workers.started if workers else 0,
             processes_outstanding=workers.outstanding if workers else 0,
             worker_deaths=workers.deaths if workers else 0,
+            workers_killed=workers.killed if workers else 0,
+            workers_recycled=workers.recycled if workers else 0,
+            quarantined=workers.quarantined if workers else 0,
             hop=self._hop,
             functions={
                 p.name: FunctionStats(kind=p.kind, why=p.why, calls=p.calls, wall=p.wall, cpu=p.cpu)
@@ -175,7 +196,7 @@ class Executor:
         """
         self._closed = True
         if self._processes is not None:
-            await self._processes.close(self._grace, self._threads)
+            await self._processes.close(self._grace)
         await self._threads.close(self._grace)
 
     async def __aenter__(self) -> Executor:
@@ -214,6 +235,19 @@ class Executor:
                 self._learn(profile, job)
             del job  # breaks the same cycle as in `answered`
 
+    async def _in_process(
+        self, fn: Callable[..., T], args: tuple[Any, ...], timeout: float | None, idempotent: bool
+    ) -> T:
+        workers = self._workers()
+        call = workers.submit(fn, args, idempotent=idempotent)
+        try:
+            return await answered(call.future, timeout)  # type: ignore[no-any-return]
+        except DeadlineExceeded:
+            workers.expire(call)
+            raise
+        finally:
+            del call  # breaks the same cycle as in `answered`
+
     def _learn(self, profile: Profile, job: Job) -> None:
         hop = perf_counter() - job.submitted - job.wall
         self._hop += (hop - self._hop) * SMOOTHING
@@ -223,7 +257,9 @@ class Executor:
         if self._processes is None:
             from .processes import Processes  # the machinery of processes is not needed by every start
 
-            self._processes = Processes(self._process_count)
+            self._processes = Processes(
+                self._process_count, memory=self._worker_memory, max_waiting=self._max_waiting
+            )
         return self._processes
 
 

@@ -1,0 +1,19 @@
+import sys
+from typing import final
+
+from typing_extensions import Buffer
+
+__all__ = ["Span", "copy_into"]
+
+@final
+class Span:
+    @property
+    def offset(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    def __new__(cls, mapping: Buffer, offset: int, size: int, returned: list[int] | None = None, /) -> Span: ...
+    def __len__(self) -> int: ...
+    if sys.version_info >= (3, 12):
+        def __buffer__(self, flags: int, /) -> memoryview: ...
+
+def copy_into(mapping: Buffer, offset: int, data: Buffer, /) -> None: ...
