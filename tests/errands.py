@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -60,3 +62,23 @@ def zeros(nbytes):
 
 def drawn():
     return float(np.random.default_rng().random()), float(np.random.random()), random.random()
+
+
+def holding(milliseconds):
+    """Compute in Python, which holds the interpreter."""
+    end = time.perf_counter() + milliseconds / 1000
+    number = 0
+    while time.perf_counter() < end:
+        number += 1
+    return number
+
+
+def releasing(data):
+    """Compute in C, which lets others run."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def locked(milliseconds):
+    """Return what no process can send."""
+    holding(milliseconds)
+    return threading.Lock()

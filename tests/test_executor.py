@@ -16,11 +16,13 @@ import threading
 import time
 from functools import partial
 
+import errands
 import psutil
 import pytest
 
 from whisper_fast.errors import Closed, DeadlineExceeded, Overloaded, WorkerDied
-from whisper_fast.executor import Executor, Profile
+from whisper_fast.executor import Executor
+from whisper_fast.profile import Profile, known_by_name
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -207,6 +209,85 @@ async def test_closures_and_bound_methods_share_what_is_learnt():
             await executor.run(Model().analyse, n)
             await executor.run(lambda n=n: n)
         assert sorted(f.calls for f in executor.stats().functions.values()) == [3, 3]
+
+
+async def kind_after(executor, fn, *args, calls=60):
+    """Return where `auto` runs a function in the end, called one at a time."""
+    for _ in range(calls):
+        await executor.run(fn, *args)
+        found = executor.stats().functions[f"errands.{fn.__name__}"]
+        if found.kind == "process":
+            break
+    return found
+
+
+async def test_what_holds_the_interpreter_moves_to_a_process_and_says_why():
+    async with Executor(threads=2, processes=1) as executor:
+        found = await kind_after(executor, errands.holding, 8)
+        assert (found.kind, "held the interpreter" in found.why) == ("process", True)
+        assert await executor.run(errands.holding, 8) > 0
+        assert executor.stats().processes == 1
+
+
+async def test_what_lets_others_run_stays_in_a_thread():
+    async with Executor(threads=2, processes=1) as executor:
+        assert (await kind_after(executor, errands.releasing, bytes(16 << 20), calls=12)).kind == "thread"
+        assert executor.stats().processes == 0
+
+
+async def test_what_cannot_be_sent_stays_in_a_thread():
+    async with Executor(threads=2, processes=1) as executor:
+        found = await kind_after(executor, errands.locked, 8)
+        assert (found.kind, "cannot be pickled" in found.why) == ("thread", True)
+
+
+def test_a_closure_or_a_method_never_moves():
+    assert known_by_name(errands.holding)
+    for fn in (lambda: 1, errands.KEPT.append, partial(errands.holding, 8), print, int):
+        assert not known_by_name(fn)
+
+
+def test_a_process_whose_way_costs_more_than_it_saves_is_left_again():
+    profile = Profile("f", movable=True)
+    profile.ran_in_thread(10e-3, 10e-3, 100e-6)
+    for rows in (4, 16):
+        for n in range(rows):
+            assert profile.may_move, n
+            assert profile.worth_a_process(10e-3, 10e-3, 0.9)
+            profile.could_move(10e-3, 1e-3)
+        assert profile.kind == "process"
+        profile.ran_in_process(10e-3, 2e-3)
+        assert profile.kind == "process"
+        for _ in range(60):
+            profile.ran_in_process(10e-3, 9e-3)
+        assert (profile.kind, "the way to a process" in profile.why) == ("thread", True)
+
+
+@pytest.mark.parametrize(
+    ("wall", "cpu", "held", "copying"),
+    [(4e-3, 4e-3, 0.9, 0.0), (10e-3, 4e-3, 0.9, 0.0), (10e-3, 10e-3, 0.4, 0.0), (10e-3, 10e-3, 0.9, 3e-3)],
+)
+def test_one_call_that_was_not_worth_a_process_begins_the_row_again(wall, cpu, held, copying):
+    profile = Profile("f", movable=True)
+    for n in range(50):
+        case = (wall, cpu, held, copying) if n % 4 == 3 else (10e-3, 10e-3, 0.9, 0.0)
+        if profile.worth_a_process(*case[:3]):
+            profile.could_move(case[0], case[3])
+    assert profile.kind == "thread"
+
+
+async def test_the_number_of_threads_and_processes_can_change_while_they_work():
+    async with Executor(threads=2, processes=1) as executor:
+        for size in (6, 1, 3, 1, 8):
+            executor.resize(threads=size, processes=min(size, 2))
+            gate = Gate()
+            tasks = [asyncio.create_task(executor.run(gate.wait, n, kind="thread")) for n in range(12)]
+            await until(lambda size=size: executor.stats().threads_busy == executor.stats().threads == size)
+            gate.event.set()
+            assert await asyncio.gather(*tasks) == list(range(12))
+        for bad in ({"threads": 0}, {"processes": 0}):
+            with pytest.raises(ValueError, match="at least 1"):
+                executor.resize(**bad)
 
 
 # ---- time, cancellation, end

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from inspect import iscoroutinefunction
 from time import perf_counter
-from types import BuiltinFunctionType, CoroutineType, MethodType
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
 from .cache import Cache
 from .errors import Closed, DeadlineExceeded
+from .profile import Place, Profile, Pulse, copying, identity, known_by_name, name_of
 from .threads import Job, Threads
 from .waiter import expire_later
 
@@ -26,14 +26,10 @@ __all__ = ["Executor", "ExecutorStats", "FunctionStats", "Kind", "coroutine_func
 
 T = TypeVar("T")
 Kind = Literal["auto", "inline", "thread", "process"]
-Place = Literal["inline", "thread"]
 
 FUNCTIONS = 1024  # functions whose cost is remembered
-SHORT_CALLS = 8  # calls in a row that must be short before a function first goes inline
-MOST_SHORT_CALLS = 4096
 ALWAYS_SHORT = 100e-6  # seconds: what the loop may be held for, where even the cheapest hop wakes two threads
 LONGEST_LIMIT = 500e-6  # seconds: a hop that took longer was waiting for something else
-LONG_INLINE = 1e-3  # seconds
 SMOOTHING = 1 / 16
 
 
@@ -61,55 +57,6 @@ class ExecutorStats(msgspec.Struct, frozen=True):
     quarantined: int
     hop: float
     functions: dict[str, FunctionStats]
-
-
-class Profile:
-    """What is known of one function.
-
-    It starts in a thread. After `SHORT_CALLS` calls in a row that each took, as wall time and as CPU time, less than
-
-        limit = min(max(measured hop, 0.1 ms), 0.5 ms)
-
-    it runs inline: going elsewhere would cost more than staying. One inline call above 1 ms sends it back to
-    threads, and the number of short calls in a row that it then needs is four times what it was, up to 4,096.
-    Between the limit and 1 ms nothing changes, so a function near the border does not flap.
-    """
-
-    __slots__ = ("calls", "cpu", "kind", "name", "needed", "short", "wall", "why")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.kind: Place = "thread"
-        self.why = "not measured yet"
-        self.calls = self.short = 0
-        self.needed = SHORT_CALLS
-        self.wall = self.cpu = 0.0
-
-    def ran_in_thread(self, wall: float, cpu: float, limit: float) -> None:
-        """Learn from a call in a thread."""
-        self._count(wall)
-        self.cpu += (cpu - self.cpu) * (SMOOTHING if self.calls > 1 else 1.0)
-        if max(wall, cpu) >= limit:
-            self.short = 0
-            self.why = f"a call took {wall * 1e6:.0f} us, a hop is worth it from {limit * 1e6:.0f} us"
-            return
-        self.short += 1
-        if self.short >= self.needed:
-            self.kind = "inline"
-            self.why = f"{self.short} calls in a row took less than {limit * 1e6:.0f} us"
-
-    def ran_inline(self, wall: float) -> None:
-        """Learn from a call on the loop."""
-        self._count(wall)
-        if wall > LONG_INLINE:
-            self.kind = "thread"
-            self.why = f"an inline call held the loop for {wall * 1e3:.1f} ms"
-            self.short = 0
-            self.needed = min(4 * self.needed, MOST_SHORT_CALLS)
-
-    def _count(self, wall: float) -> None:
-        self.calls += 1
-        self.wall += (wall - self.wall) * (SMOOTHING if self.calls > 1 else 1.0)
 
 
 class Executor:
@@ -149,11 +96,12 @@ class Executor:
         timeout: float | None = None,
         idempotent: bool = False,
     ) -> T:
-        """Return `fn(*args)`; `kind="auto"` learns by measuring whether a thread or inline is cheaper.
+        """Return `fn(*args)`; `kind="auto"` learns by measuring where it is cheapest (see `Profile`).
 
-        After `timeout` seconds DeadlineExceeded is raised; the function itself runs on, its thread or process stays
-        busy until it ends, and what runs inline cannot be interrupted at all. Raises what `fn` raises; Closed,
-        Overloaded; WorkerDied; TypeError for a coroutine function.
+        In a process the arguments and the result are copies. After `timeout` seconds DeadlineExceeded is raised: a
+        worker process is killed for it, a thread stays busy until the function ends, and what runs inline cannot be
+        interrupted at all. A call that is `idempotent` is done once more when its worker dies. Raises what `fn`
+        raises; Closed, Overloaded; WorkerDied; TypeError for a coroutine function.
         """
         if self._closed:
             raise Closed("the executor is closed")
@@ -165,8 +113,24 @@ class Executor:
         if kind == "thread":
             return await self._in_thread(profile, fn, args, timeout)
         if kind == "process":
-            return await self._in_process(fn, args, timeout, idempotent)
+            return await self._in_process(profile, fn, args, timeout, idempotent)
         raise ValueError(f"kind is {kind!r}; allowed are 'auto', 'inline', 'thread' and 'process'")
+
+    def resize(self, *, threads: int | None = None, processes: int | None = None) -> None:
+        """Change how many there may be while it runs; what is above ends with the call that it is at."""
+        for name, size in (("threads", threads), ("processes", processes)):
+            if size is not None and size < 1:
+                raise ValueError(f"{name} is {size!r}; there must be at least 1")
+        if threads is not None:
+            self._threads.resize(threads)
+        if processes is not None:
+            self._process_count = processes
+            if self._processes is not None:
+                self._processes.resize(processes)
+
+    def warm(self) -> None:
+        """Start all worker processes now, without waiting for them."""
+        self._workers().warm()
 
     def stats(self) -> ExecutorStats:
         """Return what runs where, and what was learnt of each function and why."""
@@ -213,7 +177,7 @@ class Executor:
         if profile is None:
             if coroutine_function(fn):
                 raise TypeError(f"{name_of(fn)} is a coroutine function; await it, an executor runs plain functions")
-            profile = Profile(name_of(fn))
+            profile = Profile(name_of(fn), movable=known_by_name(fn))
             self._profiles.put(key, profile)
         return profile
 
@@ -228,17 +192,24 @@ class Executor:
         self, profile: Profile, fn: Callable[..., T], args: tuple[Any, ...], timeout: float | None
     ) -> T:
         job = self._threads.submit(fn, args)
+        pulse = Pulse(job.future.get_loop()) if profile.may_move else None
         try:
-            return plain(await answered(job.future, timeout))  # type: ignore[no-any-return]
+            result = plain(await answered(job.future, timeout))
         finally:
+            held = 0.0 if pulse is None else pulse.held()
             if job.wall:
                 self._learn(profile, job)
+            wall, cpu = job.wall, job.cpu
             del job  # breaks the same cycle as in `answered`
+        if profile.worth_a_process(wall, cpu, held):
+            profile.could_move(wall, await self._threads.submit(copying, ((fn, args), result)).future)
+        return result  # type: ignore[no-any-return]
 
     async def _in_process(
-        self, fn: Callable[..., T], args: tuple[Any, ...], timeout: float | None, idempotent: bool
+        self, profile: Profile, fn: Callable[..., T], args: tuple[Any, ...], timeout: float | None, idempotent: bool
     ) -> T:
         workers = self._workers()
+        began, at_once = perf_counter(), not workers.waiting and workers.busy < workers.started
         call = workers.submit(fn, args, idempotent=idempotent)
         try:
             return await answered(call.future, timeout)  # type: ignore[no-any-return]
@@ -246,6 +217,8 @@ class Executor:
             workers.expire(call)
             raise
         finally:
+            if at_once and call.wall:
+                profile.ran_in_process(call.wall, perf_counter() - began - call.wall)
             del call  # breaks the same cycle as in `answered`
 
     def _learn(self, profile: Profile, job: Job) -> None:
@@ -285,21 +258,3 @@ def plain(value: T) -> T:
 def coroutine_function(fn: Callable[..., Any]) -> bool:
     """Whether calling `fn` gives a coroutine; looks into partials and objects with an async `__call__`."""
     return iscoroutinefunction(fn) or iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004 - asks its kind
-
-
-def identity(fn: Any) -> Any:
-    """Return what stands for all calls of one piece of code: closures, partials and bound methods share it."""
-    while isinstance(fn, partial):
-        fn = fn.func
-    if isinstance(fn, MethodType):
-        fn = fn.__func__
-    code = getattr(fn, "__code__", None)
-    if code is not None:
-        return code
-    return fn if isinstance(fn, (type, BuiltinFunctionType)) else type(fn)
-
-
-def name_of(fn: Any) -> str:
-    while isinstance(fn, partial):
-        fn = fn.func
-    return f"{getattr(fn, '__module__', None) or 'builtins'}.{getattr(fn, '__qualname__', type(fn).__qualname__)}"

@@ -20,14 +20,14 @@ __all__ = ["Link"]
 
 
 class Link(asyncio.Protocol):
-    """One worker. `answered(link, good, outcome, peak)` is called for each answer, `lost(link)` once at its end."""
+    """One worker. `answered(link, good, outcome, peak, wall)` is called for each answer, `lost(link)` at its end."""
 
     def __init__(
         self,
         pid: int,
         outbox: Outbox,
         inbox: Inbox,
-        answered: Callable[[Link, bool, Any, int], None],
+        answered: Callable[[Link, bool, Any, int, float], None],
         lost: Callable[[Link], None],
     ) -> None:
         self.pid = pid
@@ -84,10 +84,10 @@ class Link(asyncio.Protocol):
         self._inbox.close()
 
     def _take(self, frame: bytes) -> None:
-        _, data, pieces, taken_back, peak = marshal.loads(frame)  # noqa: S302 - our own worker wrote it
+        _, data, pieces, taken_back, peak, wall = marshal.loads(frame)  # noqa: S302 - our own worker wrote it
         self.outbox.free(taken_back)
         try:
             good, outcome = unpacked(data, pieces, self._inbox)
         except Exception as error:  # noqa: BLE001 - the constructor of a user's class may refuse what it was given
             good, outcome = False, error
-        self._answered(self, good, outcome, peak)
+        self._answered(self, good, outcome, peak, wall)

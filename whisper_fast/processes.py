@@ -37,7 +37,7 @@ SAMPLE = 4096  # bytes of an array that tell one item from another
 class Call:
     """One call on its way: what to run, and where its outcome goes."""
 
-    __slots__ = ("arrays", "data", "deaths", "future", "idempotent", "link", "number")
+    __slots__ = ("arrays", "data", "deaths", "future", "idempotent", "link", "number", "wall")
 
     def __init__(self, number: int, fn: Callable[..., Any], args: tuple[Any, ...], idempotent: bool) -> None:
         self.number = number
@@ -46,6 +46,7 @@ class Call:
         self.idempotent = idempotent
         self.deaths = 0
         self.link: Link | None = None  # to the worker that has it
+        self.wall = 0.0  # seconds that it took in the worker
 
     @property
     def nbytes(self) -> int:
@@ -237,8 +238,10 @@ class Processes:
         else:
             link.send(call.number, *done.result())
 
-    def _answered(self, link: Link, good: bool, outcome: Any, peak: int) -> None:
+    def _answered(self, link: Link, good: bool, outcome: Any, peak: int, wall: float) -> None:
         call = link.call
+        if call is not None:
+            call.wall = wall
         if self._killers and call is not None:
             self._killers.pop(call.digest(), None)  # it can be done after all
         if call is not None and not call.future.done():

@@ -109,6 +109,12 @@ class Threads:
         self._jobs.put(job)
         return job
 
+    def resize(self, size: int) -> None:
+        """Have at most `size` threads from now on; those above it end with the call that they are at."""
+        for _ in range(min(len(self._threads), self._size) - size):
+            self._jobs.put(None)
+        self._size = size
+
     async def close(self, grace: float) -> None:
         """Fail what no thread has taken, and wait at most `grace` seconds for what runs."""
         self._closed = True
@@ -185,5 +191,14 @@ class Threads:
             job.settle()
 
     def _leave(self) -> None:
-        if len(self._left) == len(self._threads) and self._all_left is not None and not self._all_left.done():
+        if not self._closed:
+            self._retire()
+        elif len(self._left) == len(self._threads) and self._all_left is not None and not self._all_left.done():
             self._all_left.set_result(None)
+
+    def _retire(self) -> None:
+        """Forget threads that have left because there were too many; the last word may have come since."""
+        while self._left:
+            self._threads.remove(self._left.popleft())
+        while self._outstanding > len(self._threads) and len(self._threads) < self._size:
+            self._start()

@@ -1,10 +1,10 @@
 """What runs in worker processes: the nursery that forks them, and the loop of one worker.
 
 A worker's link carries frames: four bytes of length, then a marshalled tuple. A call is (number, data, pieces, taken
-back), an answer (number, data, pieces, taken back, peak bytes): `data` is a pickle, its arrays lie at `pieces` of
-the arena of that direction; a long pickle is itself the first piece, and `data` is None. `taken back` are offsets of
-the other direction's arena that are no longer looked at. Before a worker begins a call it writes the number into the
-first bytes of its arena, so that its parent knows what was running when it died.
+back), an answer (number, data, pieces, taken back, peak bytes, seconds): `data` is a pickle, its arrays lie at
+`pieces` of the arena of that direction; a long pickle is itself the first piece, and `data` is None. `taken back` are
+offsets of the other direction's arena that are no longer looked at. Before a worker begins a call it writes the
+number into the first bytes of its arena, so that its parent knows what was running when it died.
 
 It imports next to nothing, for every worker pays for it.
 """
@@ -22,6 +22,7 @@ import threading
 import traceback
 from select import poll
 from struct import Struct
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from .arena import Inbox, Outbox
@@ -101,7 +102,9 @@ def work(link: socket.socket, inbox: Inbox, outbox: Outbox) -> None:
     for number, data, pieces, taken_back in frames(link):
         RUNNING.pack_into(outbox.mapping, 0, number)
         outbox.free(taken_back)
-        link.sendall(framed(number, *answer(data, pieces, inbox, outbox), inbox.take_returned(), peak()))
+        began = perf_counter()
+        content = answer(data, pieces, inbox, outbox)
+        link.sendall(framed(number, *content, inbox.take_returned(), peak(), perf_counter() - began))
 
 
 def frames(link: socket.socket) -> Iterator[Any]:
