@@ -135,9 +135,16 @@ async def pieces(
             data = b"data: " + MALFORMED[fault] + b"\n\n"
         await (drip if fault == "drip" else sent)(response, data)
         number += 1
-        while fault == "huge" and response.body_length < HUGE:
-            await response.write(data * 64)
+        if number == 3 and fault == "huge":
+            await flood(response, data * (len(MIB) // len(data)))
     return response
+
+
+async def flood(response: web.StreamResponse, data: bytes) -> None:
+    """Send `data` again and again, 100 MB in all."""
+    for _ in range(HUGE // len(data)):
+        await response.write(data)
+        await asyncio.sleep(0)  # a write to a client that has gone may return at once: let its leaving be seen
 
 
 async def sent(response: web.StreamResponse, data: bytes) -> None:
@@ -190,8 +197,7 @@ async def huge(request: web.Request) -> web.StreamResponse:
     """Send 100 MB that no JSON needs."""
     response = web.StreamResponse(headers={"Content-Type": "application/json"})
     await response.prepare(request)
-    for _ in range(HUGE // len(MIB)):
-        await response.write(MIB)
+    await flood(response, MIB)
     return response
 
 

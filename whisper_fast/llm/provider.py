@@ -85,10 +85,11 @@ class OpenAIProvider:
         """
         deadline, limits = Deadline.after(self._timeout), self.endpoint.timeouts
         body = request(params.get("model") or await self._known_model(deadline), messages, params)
-        sent, response = await self._begin(deadline, {**body, "stream": True}, params.get("stream_options") or {})
+        first = Deadline.after(limits.first_token)
+        sent, response = await self._begin(deadline, first, {**body, "stream": True}, params.get("stream_options"))
         reader, silence, settled = PieceReader(self.name), Silence(response, self.name), False
         try:
-            silence.expect("the first token", limits.first_token)
+            silence.expect("the first token", None if first is NEVER else first.remaining())
             while not reader.over and reader.failure is None:
                 events = reader.events
                 pieces = reader.feed(await self._transport.part(response))
@@ -123,7 +124,7 @@ class OpenAIProvider:
             await asyncio.wait([self._asking])
 
     async def _begin(
-        self, deadline: Deadline, body: dict[str, Any], options: dict[str, Any]
+        self, deadline: Deadline, first: Deadline, body: dict[str, Any], options: dict[str, Any] | None
     ) -> tuple[int, aiohttp.ClientResponse]:
         """Send a streaming request that asks for the count of tokens, or one that does not where that is refused.
 
@@ -131,8 +132,8 @@ class OpenAIProvider:
         """
         if self._counts is not False:
             try:
-                counting = encoded({**body, "stream_options": {"include_usage": True, **options}})
-                response = await self._transport.ask(CHAT, deadline, counting)
+                counting = encoded({**body, "stream_options": {"include_usage": True, **(options or {})}})
+                response = await self._transport.ask(CHAT, deadline, counting, begun_by=first)
             except LLMRejected as error:
                 if self._counts or error.status not in (400, 422):
                     raise
@@ -140,7 +141,7 @@ class OpenAIProvider:
                 self._counts = True
                 return len(counting), response
         plain = encoded(body)
-        response = await self._transport.ask(CHAT, deadline, plain)
+        response = await self._transport.ask(CHAT, deadline, plain, begun_by=first)
         self._counts = False  # the same request was taken without the option
         return len(plain), response
 

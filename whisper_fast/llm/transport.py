@@ -7,6 +7,7 @@ import errno
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
+from whisper_fast.deadline import NEVER
 from whisper_fast.errors import (
     Closed,
     LLMError,
@@ -51,12 +52,15 @@ class Transport:
 
         A cancelled caller's connection is closed. An answer of more than `max_bytes` is a LLMProtocolError.
         """
+        deadline = deadline.sooner(self.endpoint.timeouts.first_token)
         return await self.whole(await self.ask(path, deadline, body), max_bytes)
 
-    async def ask(self, path: str, deadline: Deadline, body: bytes | None = None) -> aiohttp.ClientResponse:
+    async def ask(
+        self, path: str, deadline: Deadline, body: bytes | None = None, *, begun_by: Deadline = NEVER
+    ) -> aiohttp.ClientResponse:
         """Send a request (POST where there is a body) and return its 2xx answer, which the caller closes.
 
-        The deadline holds until the answer was read. Raises LLMError, or Closed.
+        The deadline holds until the answer was read, `begun_by` until it begins. Raises LLMError, or Closed.
         """
         import aiohttp
 
@@ -69,9 +73,8 @@ class Transport:
             connect=self.endpoint.timeouts.connect,
             ceil_threshold=float("inf"),
         )
-        first = self.endpoint.timeouts.first_token
         try:
-            async with nullcontext() if first is None else asyncio.timeout(first):
+            async with nullcontext() if begun_by is NEVER else asyncio.timeout(begun_by.remaining()):
                 response = await session.request(
                     "GET" if body is None else "POST",
                     self.endpoint.base_url + path,
