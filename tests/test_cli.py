@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from whisper_fast.cli.app import app
 from whisper_fast.doctor import limits
 
-COMMANDS = ("serve", "chat", "demo", "load", "doctor", "export", "forget", "backup", "restore")
+COMMANDS = ("serve", "chat", "demo", "load", "doctor", "export", "forget", "backup", "restore", "journal")
 PROGRAM = [sys.executable, "-P", "-m", "whisper_fast"]
 
 
@@ -333,3 +333,22 @@ def test_a_broken_backup_is_refused_and_nothing_changes(cli, tmp_path):
     assert done.returncode == 1
     assert one_object(done)["type"] == "StoreCorrupt"
     assert cli("export", "u1").stdout == before
+
+
+def test_journal_lists_what_waits_for_a_decision(cli, environment):
+    code = """
+import asyncio, sys
+from whisper_fast import Engine, Message, Settings
+async def main():
+    async with Engine.open(Settings()) as engine:
+        await engine.submit(Message(user="ann", text="hello", id="m1"))
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+    listed = one_object(cli("journal", "--json"))
+    assert [(entry["state"], entry["message_id"]) for entry in listed["entries"]] == [("held", "m1")]
+    number = listed["entries"][0]["id"]
+    assert "m1" in cli("journal").stdout
+    wrong = cli("journal", "--drop", number, "--release", 999, "--json")
+    assert (wrong.returncode, "999" in one_object(wrong)["error"]) == (2, True)
+    assert one_object(cli("journal", "--drop", number, "--json")) == {"entries": [], "released": 0, "dropped": 1}

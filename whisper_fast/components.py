@@ -15,12 +15,15 @@ import msgspec
 from .errors import SettingsError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .conversation import Conversations
     from .memory import MemoryStore
     from .message import ChatMessage, Recalled, Turn
 
-__all__ = ["Component", "conversation", "embedding", "emotion", "persona", "recall", "user_component"]
+__all__ = ["Component", "conversation", "embedding", "emotion", "persona", "persona_text", "recall", "user_component"]
 
+PERSONA = "You are a warm, attentive companion. You know this person from earlier conversations; be brief and kind."
 FACT_BYTES = 4096  # what a user's component may add to a prompt
 
 
@@ -151,3 +154,13 @@ def persona(who: str, *, always: bool) -> Component:
         return who if always or not turn.message.system else ""
 
     return Component("persona", describe, deadline=1.0, fallback="")
+
+
+def persona_text(path: Path | None) -> str:
+    """Return the text of a persona file, or the default one. Raises SettingsError for a file that cannot be read."""
+    if path is None:
+        return PERSONA
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeError) as error:
+        raise SettingsError(f"WHISPER_FAST_PERSONA_FILE is {str(path)!r}: it cannot be read ({error})") from None

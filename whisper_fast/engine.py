@@ -1,48 +1,50 @@
 """The engine: builds every part from the settings, leads each message through them, and stops them in order.
 
-The way of a message, top to bottom: `submit` takes a place in the user's lane and accepts the message durably;
-`_turn` gathers what is known, asks the model, records the reply, hands it out, and remembers.
+The way of a message is in `turns.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from time import perf_counter
+from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 from . import components
 from .batcher import MicroBatcher
 from .conversation import Conversations
-from .errors import Closed, InvalidMessage, LLMRejected, SettingsError, StoreError, WhisperFastError
+from .errors import StoreError
 from .executor import Executor
 from .flags import Flags
-from .journal import Entry, Journal, encoded, last
+from .journal import Journal, last
 from .lanes import Lanes
 from .llm import LLMPool
-from .llm.completion import Completion, merged
 from .llm.discovery import discover
 from .memory import MemoryStore
-from .message import Message, Reply, Turn, Usage, checked_user
+from .message import Message, Turn, checked_id, checked_user
 from .models.embedder import StaticEmbedder
 from .models.emotion import VaderEmotion
+from .outbox import Outbox
 from .pipeline import Pipeline
-from .prompt import compose
+from .retention import Retention
 from .store.backup import backup
+from .store.claims import Claims
 from .store.schema import forget_user
 from .store.sqlite import Database
 from .ticket import ReplyStream, Ticket
+from .turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
     from pathlib import Path
 
-    from .lanes import Place
     from .llm import Endpoint
     from .llm.completion import ChatProvider
+    from .message import Reply
     from .models.embedder import Embedder
+    from .outbox import Outgoing
     from .settings import Settings
 
 __all__ = ["Engine"]
@@ -51,7 +53,6 @@ log = logging.getLogger(__name__)
 
 RECALLED = 10
 REMEMBER_SECONDS = 10.0
-PERSONA = "You are a warm, attentive companion. You know this person from earlier conversations; be brief and kind."
 
 
 class Engine:
@@ -65,7 +66,20 @@ class Engine:
         self.embedder = embedder
         self._database = database
         self._journal = Journal(database)
-        self._lanes = Lanes(settings.max_waiting, settings.max_waiting_bytes)
+        self._claims = Claims(settings.data_dir / "claims")
+        self._lanes = Lanes(
+            settings.max_waiting,
+            settings.max_waiting_bytes,
+            slots=self._slots,
+            max_wait=settings.max_wait_seconds,
+        )
+        self._outbox = Outbox(self._journal)
+        self._retention = Retention(
+            database,
+            self._journal,
+            max_age=settings.journal_max_age_hours * 3600,
+            max_bytes=settings.journal_max_bytes,
+        )
         self._executor = Executor(settings.thread_pool_size, settings.process_pool_size)
         self._batcher: MicroBatcher[str, Any] = MicroBatcher(
             embedder.embed,
@@ -91,10 +105,19 @@ class Engine:
         )
         self._pipeline = Pipeline(self._executor, parallel=lambda: self.flags.parallel)
         self._register(settings)
-        self._in_flight: dict[tuple[str, str, str, str], Ticket] = {}
-        self._preloads: set[asyncio.Task[None]] = set()
-        self._counts = dict.fromkeys(("accepted", "answered", "failed", "duplicates", "partial"), 0)
-        database.on_foreign_change(self._forget_caches)
+        self._turns = Turns(
+            settings,
+            lanes=self._lanes,
+            journal=self._journal,
+            claims=self._claims,
+            pipeline=self._pipeline,
+            llm=llm,
+            outbox=self._outbox,
+            memory=self.memory,
+            conversations=self._conversations,
+        )
+        self._aside: set[asyncio.Task[None]] = set()
+        database.on_foreign_change(self._changed_by_others)
 
     @classmethod
     @asynccontextmanager
@@ -129,7 +152,8 @@ class Engine:
             engine.llm_description = description
             log.info("%s", description)
             stack.push_async_callback(engine._stop)
-            await engine._recover()
+            await engine._turns.recovery.start()
+            engine._beside(engine._retention.run(), "retention")
             yield engine
 
     async def respond(self, message: Message) -> Reply:
@@ -146,29 +170,25 @@ class Engine:
     async def submit(self, message: Message, *, streamed: bool = False) -> Ticket:
         """Accept a message; when this returns it is on the disk and will be answered.
 
-        Raises InvalidMessage, Overloaded, Closed, StoreError; then nothing was accepted.
+        Raises InvalidMessage (IdReused for a `strict` one), Overloaded (Busy where the channel drops), Quarantined,
+        Closed, StoreError; then nothing was accepted.
         """
-        message = message.checked(self.settings.max_text_bytes)
-        turn, body = Turn(message), encoded(message)
-        place = self._lanes.enter(message.user, len(body))
-        try:
-            accepting = self._journal.accept(message, body)
-            entry = await asyncio.shield(accepting)
-        except asyncio.CancelledError:  # the caller is gone, the message is not: it goes its way in its turn
-            accepting.add_done_callback(partial(self._claim_alone, turn=turn, place=place))
-            raise
-        except BaseException:
-            place.leave()
-            raise
-        turn.lap("journal")
-        return self._claim(entry, turn, place, streamed)
+        return await self._turns.submit(message, streamed=streamed)
 
     def hint(self, user: str) -> None:
         """Say that `user` is about to write (a typing indicator): bring the user's memories into memory."""
         if self.flags.preload and self.flags.caching:
-            task = asyncio.get_running_loop().create_task(self._preload(checked_user(user)), name="preload")
-            self._preloads.add(task)
-            task.add_done_callback(self._preloads.discard)
+            self._beside(self._preload(checked_user(user)), "preload")
+
+    def on_reply(
+        self, send: Callable[[Outgoing], Awaitable[object]], *, platform: str, deduplicates: bool = False
+    ) -> None:
+        """Let `await send(outgoing)` send every reply to messages of `platform`, in the order of each user's lane.
+
+        A reply counts as sent when `send` returns. What a crash left in doubt is sent again, with the same nonce,
+        where the platform `deduplicates` by it (as Discord does); elsewhere it is held until somebody releases it.
+        """
+        self._outbox.register(checked_id("platform", platform), send, deduplicates=deduplicates)
 
     def component(
         self,
@@ -195,8 +215,11 @@ class Engine:
     def stats(self) -> dict[str, Any]:
         """Return counters since start: messages, places, writes, and those of each part."""
         return {
-            **self._counts,
+            **self._turns.counts,
             "in_flight": self._lanes.places,
+            "running": self._lanes.running,
+            "waiting": self._lanes.waiting,
+            "retrying": len(self._turns.recovery),
             "shed": self._lanes.shed,
             "commits": self._database.commits,
             "writes": self._database.writes,
@@ -206,19 +229,19 @@ class Engine:
 
     async def forget(self, user: str) -> None:
         """Delete everything of `user`: memories, conversations, journal; after the user's running turn."""
-        place = self._lanes.enter(checked_user(user), 0)
+        place = self._lanes.enter(checked_user(user))
         try:
             upto = await self._database.write(last)
         except BaseException:
             place.leave()
             raise
-        place.start(partial(self._forget, user, upto), "forget")
+        place.start(partial(self._forget, user, upto), "forget", slot=False)
         await place.ended()
 
     async def export(self, user: str) -> AsyncIterator[dict[str, Any]]:
         """Yield the memories of `user`, all turns so far included, as dicts that `memory.add_many` takes again."""
-        place = self._lanes.enter(checked_user(user), 0)
-        place.start(partial(asyncio.sleep, 0), "export")
+        place = self._lanes.enter(checked_user(user))
+        place.start(partial(asyncio.sleep, 0), "export", slot=False)
         await place.ended()
         async for memory in self.memory.export(user):
             yield memory
@@ -239,138 +262,24 @@ class Engine:
         self._pipeline.add(components.recall(self.memory, RECALLED, seconds))
         self._pipeline.add(components.conversation(self._conversations, seconds))
         self._pipeline.add(
-            components.persona(persona_text(settings.persona_file), always=settings.persona_file is not None)
+            components.persona(
+                components.persona_text(settings.persona_file), always=settings.persona_file is not None
+            )
         )
+
+    def _slots(self) -> int:
+        """Return how many turns may run at once: the model's limit, and a few more that gather meanwhile."""
+        limit = self.llm.limit
+        return limit + max(2, isqrt(limit))
+
+    def _beside(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run what belongs to no message; it ends with the engine."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._aside.add(task)
+        task.add_done_callback(self._aside.discard)
 
     async def _embed_one(self, text: str, user: str) -> Any:
         return await self._batcher.submit(text, user=user)
-
-    def _claim(self, entry: Entry, turn: Turn, place: Place, streamed: bool) -> Ticket:
-        """Return the ticket of an accepted message, a new one unless the message is known."""
-        known = Ticket.answered(entry.reply) if entry.reply is not None else self._in_flight.get(key(entry.message))
-        if known is not None:
-            self._counts["duplicates"] += 1
-            place.leave()
-            return known
-        self._counts["accepted"] += not entry.known
-        ticket = self._in_flight[key(entry.message)] = Ticket(entry.message.id)
-        if streamed:
-            ticket.stream()
-        turn.message = entry.message
-        place.start(partial(self._turn, entry, turn, ticket), f"turn:{entry.message.id}")
-        return ticket
-
-    def _claim_alone(self, accepting: asyncio.Future[Entry], turn: Turn, place: Place) -> None:
-        """Go on with a message whose caller went away while it was being accepted."""
-        if accepting.cancelled() or accepting.exception():
-            place.leave()
-        else:
-            self._claim(accepting.result(), turn, place, streamed=False)
-
-    async def _turn(self, entry: Entry, turn: Turn, ticket: Ticket) -> None:
-        """Lead one accepted message from its lane to its memory."""
-        try:
-            turn.lap("lane")
-            await self._pipeline.run(turn)
-            turn.prompt = compose(turn, self.settings.context_tokens)
-            turn.lap("gather")
-            completion = await self._ask(turn, ticket)
-            turn.lap("llm")
-            reply = self._reply(turn, completion)
-            await self._journal.record(entry, reply)
-            ticket.deliver(reply)
-            self._counts["answered"] += 1
-            await self._remember(entry, turn.get("embedding"), reply)
-        except Exception as error:  # noqa: BLE001 - the message stays open in the journal: asked again or restarted, it goes on
-            await self._failed(entry, ticket, error)
-        except asyncio.CancelledError:
-            ticket.fail(stopped())
-            raise
-        finally:
-            self._in_flight.pop(key(entry.message), None)
-
-    async def _ask(self, turn: Turn, ticket: Ticket) -> Completion:
-        """Ask the model; pieces go to whoever streams."""
-        message, timeout = turn.message, self.settings.llm_request_timeout
-        options = {**message.parameters, "user": message.user, "priority": message.priority, "timeout": timeout}
-        if ticket.streamed:
-            return await self._ask_in_pieces(turn, ticket, options)
-        return await self.llm.chat(turn.prompt, **options)
-
-    async def _ask_in_pieces(self, turn: Turn, ticket: Ticket, options: dict[str, Any]) -> Completion:
-        since, last, usage = perf_counter(), "stop", Usage()
-        texts: list[str] = []
-        calls: list[dict[str, Any]] = []
-        async with aclosing(self.llm.stream(turn.prompt, **options)) as pieces:
-            async for piece in pieces:
-                if not texts:
-                    turn.timings["first_token"] = perf_counter() - since
-                texts.append(piece)
-                calls.extend(piece.tool_calls)
-                last, usage = piece.finish_reason or last, piece.usage or usage
-                ticket.push(piece)
-        return Completion(text="".join(texts), finish_reason=last, tool_calls=merged(calls), usage=usage)
-
-    def _reply(self, turn: Turn, completion: Completion) -> Reply:
-        turn.timings["total"] = perf_counter() - turn.started
-        self._counts["partial"] += bool(turn.partial)
-        return Reply(
-            id=turn.message.id,
-            user=turn.message.user,
-            text=completion.text,
-            emotion=turn.get("emotion"),
-            memories=turn.get("recall") or (),
-            partial=tuple(turn.partial),
-            timings=turn.timings,
-            finish_reason=completion.finish_reason,
-            tool_calls=completion.tool_calls,
-            usage=completion.usage,
-            model=completion.model,
-        )
-
-    async def _remember(self, entry: Entry, vector: Any, reply: Reply) -> None:
-        """Store conversation and memories and close the entry, all or nothing, then show them to the next turn."""
-        message = entry.message
-        if not message.remember or reply.finish_reason == "tool_calls":  # the round with the results is remembered
-            await self._journal.complete(entry)
-            return
-        memory = {"text": message.text, "scope": message.scope, "at": message.at, "source": f"turn:{entry.id}"}
-        vectors = None if vector is None else [vector]
-        async with asyncio.timeout(REMEMBER_SECONDS):  # a hanging embedder must not hold the user's lane
-            pending = await self.memory.prepare(message.user, [memory], vectors=vectors)
-        said = partial(self._conversations.insert, turn=entry.id, message=message, reply=reply.text)
-        if await self._journal.complete(entry, said, pending.insert):
-            self.memory.publish(pending)
-            self._conversations.publish(entry.id, message, reply.text)
-
-    async def _failed(self, entry: Entry, ticket: Ticket, error: Exception) -> None:
-        """Tell the caller; an error that asking again cannot cure closes the entry, any other leaves it open."""
-        self._counts["failed"] += 1
-        ours = isinstance(error, WhisperFastError)
-        log.error(
-            "message %s: %s: %s", entry.message.id, type(error).__name__, error, exc_info=None if ours else error
-        )
-        if isinstance(error, InvalidMessage | LLMRejected):
-            await self._journal.fail(entry)
-        ticket.fail(error)
-
-    async def _recover(self) -> None:
-        """Go on with every message that was accepted and not finished, from its last durable step."""
-        entries = await self._journal.unfinished()
-        for entry in entries:
-            place = self._lanes.enter(entry.message.user, len(entry.message.text), admitted=True)
-            if entry.reply is None:
-                self._claim(entry, Turn(entry.message), place, streamed=False)
-            else:
-                place.start(partial(self._finish, entry, entry.reply), f"finish:{entry.message.id}")
-        if entries:
-            log.warning("%d messages were accepted and not finished; they go on now", len(entries))
-
-    async def _finish(self, entry: Entry, reply: Reply) -> None:
-        try:
-            await self._remember(entry, None, reply)
-        except (StoreError, TimeoutError) as error:
-            log.error("message %s is answered and not yet remembered: %s", entry.message.id, error)
 
     async def _forget(self, user: str, upto: int) -> None:
         await self._database.write(partial(forget_user, user=user, upto=upto))
@@ -383,41 +292,40 @@ class Engine:
         except StoreError as error:
             log.warning("preload: %s", error)
 
-    def _forget_caches(self) -> None:
+    def _changed_by_others(self) -> None:
         self.memory.clear_cache()
         self._conversations.clear()
+        self._turns.recovery.look()
+
+    async def drain(self, seconds: float) -> bool:
+        """Take no message any more and finish those that were accepted; say whether all were within `seconds`.
+
+        What is not finished stays in the journal for the next start. `hurry` ends this at once.
+        """
+        await self._turns.recovery.close()
+        if await self._lanes.drain(seconds):
+            return True
+        log.warning("%d messages are left open in the journal; the next start goes on", self._lanes.places)
+        return False
+
+    def hurry(self) -> None:
+        """Leave to the journal whatever is not finished: `drain` ends now."""
+        self._lanes.hurry()
 
     async def _stop(self) -> None:
         """Finish the turns that run, or leave them open in the journal; then stop every part."""
-        if not await self._lanes.drain(self.settings.drain_seconds):
-            log.warning("%d messages are left open in the journal; the next start goes on", self._lanes.places)
-        await self._lanes.abort()
-        for ticket in self._in_flight.values():
-            ticket.fail(stopped())
-        for task in tuple(self._preloads):
+        if not self._lanes.closed:
+            await self.drain(self.settings.drain_seconds)
+        await self._turns.recovery.close()
+        await self._turns.stop()
+        await self._outbox.close()
+        for task in tuple(self._aside):
             task.cancel()
-        await asyncio.gather(*self._preloads, return_exceptions=True)
+        await asyncio.gather(*self._aside, return_exceptions=True)
         await self._pipeline.close()
         await self._batcher.close()
         await self._executor.close()
-
-
-def key(message: Message) -> tuple[str, str, str, str]:
-    return message.platform, message.channel, message.user, message.id
-
-
-def persona_text(path: Path | None) -> str:
-    """Return the text of a persona file, or the default one. Raises SettingsError for a file that cannot be read."""
-    if path is None:
-        return PERSONA
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeError) as error:
-        raise SettingsError(f"WHISPER_FAST_PERSONA_FILE is {str(path)!r}: it cannot be read ({error})") from None
-
-
-def stopped() -> Closed:
-    return Closed("the engine stopped first; the message is kept and is answered after the next start")
+        self._claims.close()
 
 
 async def pool_for(llm: LLMPool | ChatProvider | Endpoint | None, settings: Settings) -> tuple[LLMPool, str]:

@@ -3,7 +3,11 @@
     WhisperFastError
     ├── SettingsError (ValueError)          an environment variable or a Settings argument is wrong
     ├── InvalidMessage (ValueError)         a message, memory or request cannot be accepted as it is
+    │   └── IdReused                        its id was used before, for other words
     ├── Overloaded                          a bounded queue is full: come back in `retry_after` seconds
+    │   └── Busy                            the user's earlier message is not answered yet: this one is dropped
+    ├── Interrupted                         the user's next message ended this answer; it is answered with that one
+    ├── Quarantined                         the process died too often in this message's turn: it is set aside
     ├── DeadlineExceeded (TimeoutError)     the time given for something is used up
     ├── Closed                              the part was asked after it had been closed
     ├── LoadCycle (RuntimeError)            the loaders of a cache wait for each other
@@ -31,8 +35,11 @@ from copy import copy
 
 __all__ = [
     "BatchMismatch",
+    "Busy",
     "Closed",
     "DeadlineExceeded",
+    "IdReused",
+    "Interrupted",
     "InvalidMessage",
     "LLMError",
     "LLMProtocolError",
@@ -42,6 +49,7 @@ __all__ = [
     "LLMUnavailable",
     "LoadCycle",
     "Overloaded",
+    "Quarantined",
     "SchemaTooNew",
     "SettingsError",
     "StoreCorrupt",
@@ -81,11 +89,27 @@ class InvalidMessage(WhisperFastError, ValueError):
     """A message, memory or request cannot be accepted as it is; the text says what was found."""
 
 
+class IdReused(InvalidMessage):
+    """The message's id was used before in its channel, for other words; a new message needs a new id."""
+
+
 class Overloaded(WhisperFastError):
     """A bounded queue is full; nothing was stored, come back in `retry_after` seconds."""
 
     retriable = True
     retry_after = 1.0
+
+
+class Busy(Overloaded):
+    """The user's earlier message in this channel is not answered yet, and the channel drops what comes meanwhile."""
+
+
+class Interrupted(WhisperFastError):
+    """The user's next message ended this answer half-way; both are answered together, under either id."""
+
+
+class Quarantined(WhisperFastError):
+    """The process died too often in this message's turn; it is set aside until somebody releases it."""
 
 
 class DeadlineExceeded(WhisperFastError, TimeoutError):

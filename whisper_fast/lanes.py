@@ -1,15 +1,20 @@
 """One ordered lane for each user: one user's turns one after the other, different users side by side.
 
 A place is taken before any work is done for a message, in the order of the calls; what finds no place is told so at
-once. A user who is silent has no lane and costs nothing.
+once. The first of each lane waits for one of the slots, as many as the language model can use; who is next is the
+fair queue's choice: by priority, then users by their weight, whoever has more waiting gains nothing by it. A user who
+is silent has no lane and costs nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from . import clock
+from ._fair import FairQueue
+from .admission import Admission, back_in
 from .errors import Closed, Overloaded
 
 if TYPE_CHECKING:
@@ -21,24 +26,56 @@ PER_USER = 256  # places of one user at most, so that one who floods leaves room
 
 
 class Place:
-    """A message's place in its user's lane; either `start` it or `leave` it."""
+    """A message's place in its user's lane; either `start` it or `leave` it.
 
-    __slots__ = ("_ended", "_lanes", "_left", "name", "size", "task", "user", "work")
+    `about` and `turn` are for whoever comes behind and wants to know: what it is about, and the work once there is.
+    """
 
-    def __init__(self, lanes: Lanes, user: str, size: int) -> None:
+    __slots__ = (
+        "_began", "_ended", "_handle", "_lanes", "_left", "_slot",
+        "about", "name", "priority", "size", "task", "turn", "user", "weight", "work",
+    )  # fmt: skip
+
+    def __init__(self, lanes: Lanes, user: str, size: int, priority: int, weight: float) -> None:
         self._lanes = lanes
         self._left = False
+        self._handle = 0  # in the fair queue
+        self._slot = False  # whether it holds one
+        self._began = 0.0
         self._ended: asyncio.Future[None] | None = None
         self.user = user
         self.size = size
+        self.priority = priority
+        self.weight = weight
         self.name = ""
         self.work: Callable[[], Coroutine[Any, Any, None]] | None = None
         self.task: asyncio.Task[None] | None = None
+        self.about: object = None
+        self.turn: Any = None
 
-    def start(self, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
-        """Run `work()` as a task called `name` as soon as every earlier place of this user is done."""
-        self.work, self.name = work, name
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]], name: str, *, slot: bool = True) -> None:
+        """Run `work()` as a task called `name` when every earlier place of this user is done, and a slot is free.
+
+        Without `slot` it needs none: it asks no model.
+        """
+        self.work, self.name, self._slot = work, name, slot
         self._lanes._advance(self.user)
+
+    def hold(self, size: int) -> None:
+        """Take room for `size` bytes. Raises Overloaded; the place is then to be left."""
+        self._lanes._hold(self, size)
+
+    def rest(self) -> None:
+        """Give the slot back before the end: what is left to do asks no model."""
+        if self._slot and self.task is not None:
+            self._slot = False
+            self._lanes._release()
+
+    def before(self) -> Place | None:
+        """Return the place just before this one in its lane, None at the head."""
+        lane = self._lanes._lanes[self.user]
+        at = lane.index(self)
+        return lane[at - 1] if at else None
 
     async def ended(self) -> None:
         """Wait for the end of the work; raises what it raises, Closed if it never ran or was cancelled."""
@@ -47,7 +84,7 @@ class Place:
             self._finish()
         await self._ended
 
-    def leave(self) -> None:
+    def leave(self, _: object = None) -> None:
         """Give the place back; a second call does nothing."""
         if not self._left:
             self._left = True
@@ -66,53 +103,82 @@ class Place:
 
 
 class Lanes:
-    """All lanes; `max_waiting` places and `max_bytes` of text at most, over all users."""
+    """All lanes: at most `max_waiting` places and `max_bytes` of text over all users, `slots()` turns at once.
 
-    def __init__(self, max_waiting: int, max_bytes: int) -> None:
+    A turn that would wait longer than `max_wait` seconds for its slot is refused, see `Admission`.
+    """
+
+    def __init__(
+        self,
+        max_waiting: int,
+        max_bytes: int,
+        *,
+        slots: Callable[[], int] = lambda: 1 << 30,
+        max_wait: float = float("inf"),
+    ) -> None:
         self._max_waiting = max_waiting
         self._max_bytes = max_bytes
+        self._slots = slots
+        self._admission = Admission(max_wait)
         self._lanes: dict[str, deque[Place]] = {}
-        self._empty = asyncio.Event()
-        self._empty.set()
+        self._queue = FairQueue()
+        self._settled = asyncio.Event()
+        self._settled.set()
         self.closed = False
         self.places = 0
+        self.running = 0
         self.bytes = 0
         self.shed = 0
 
-    def enter(self, user: str, size: int, *, admitted: bool = False) -> Place:
+    @property
+    def waiting(self) -> int:
+        """How many users' turns wait for a slot."""
+        return len(self._queue)
+
+    def enter(
+        self, user: str, size: int = 0, *, priority: int = 0, weight: float = 1.0, admitted: bool = False
+    ) -> Place:
         """Take the next place of `user` for `size` bytes. Raises Overloaded when there is none, Closed at the end.
 
         One that was `admitted` before a restart always finds a place.
         """
         if self.closed:
             raise Closed("the engine is stopping; send this again in a moment", retry_after=1.0)
-        if admitted:
-            return self._take(user, size)
-        if len(self._lanes.get(user, ())) >= PER_USER:
-            self.shed += 1
-            raise Overloaded(f"{PER_USER} messages of this user are waiting; come back when some are answered")
-        if self.places >= self._max_waiting or self.bytes + size > self._max_bytes:
-            self.shed += 1
-            raise Overloaded(f"{self.places} messages ({self.bytes} bytes) are waiting; come back a little later")
-        return self._take(user, size)
-
-    def _take(self, user: str, size: int) -> Place:
-        place = Place(self, user, size)
+        if not admitted:
+            try:
+                self._admit(user, size, priority)
+            except Overloaded:
+                self.shed += 1
+                raise
+        place = Place(self, user, size, priority, weight)
         self.places += 1
         self.bytes += size
-        self._empty.clear()
+        self._settled.clear()
         self._lanes.setdefault(user, deque()).append(place)
         return place
+
+    def patience(self) -> float:
+        """Return the seconds after which a user's running turn is probably over."""
+        return back_in(self._admission.turn_seconds)
+
+    def of(self, user: str) -> tuple[Place, ...]:
+        """Return the places of a user, the first one first."""
+        return tuple(self._lanes.get(user, ()))
 
     async def drain(self, seconds: float) -> bool:
         """Take nobody in any more and wait until every place is left; say whether that was so in time."""
         self.closed = True
         try:
             async with asyncio.timeout(seconds):
-                await self._empty.wait()
+                await self._settled.wait()
         except TimeoutError:
             return False
-        return True
+        return not self._lanes
+
+    def hurry(self) -> None:
+        """End `drain` now, whatever still runs."""
+        self.closed = True
+        self._settled.set()
 
     async def abort(self) -> None:
         """Cancel every running turn and wait for its end; what waits behind never starts."""
@@ -121,26 +187,84 @@ class Lanes:
         idle = [place for lane in self._lanes.values() for place in lane if place.task is None]
         for place in idle:
             place.work = None
+        for place in idle:
             place.leave()
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
 
+    def _admit(self, user: str, size: int, priority: int) -> None:
+        lane = self._lanes.get(user)
+        if lane is not None and len(lane) >= PER_USER:
+            seconds = back_in(self._admission.turn_seconds * PER_USER / 4)
+            raise Overloaded(f"{PER_USER} messages of this user wait; come back later", retry_after=seconds)
+        if self.places >= self._max_waiting or self.bytes + size > self._max_bytes:
+            raise self._full()
+        if lane is None and self._queue:
+            ahead = sum(count for level, count in self._queue.waiting().items() if level <= priority)
+            self._admission.check(ahead, self._slots())
+
+    def _full(self) -> Overloaded:
+        seconds = self._admission.full(len(self._queue), self._slots())
+        return Overloaded(f"{self.places} messages ({self.bytes} bytes) wait; come back later", retry_after=seconds)
+
+    def _hold(self, place: Place, size: int) -> None:
+        if self.bytes + size > self._max_bytes:
+            self.shed += 1
+            raise self._full()
+        place.size += size
+        self.bytes += size
+
     def _advance(self, user: str) -> None:
+        """Let the first place of a lane run, or wait for a slot, once it is started."""
         place = self._lanes[user][0]
-        if place.task is None and place.work is not None:
-            place.task = asyncio.get_running_loop().create_task(place.work(), name=place.name)
-            place.task.add_done_callback(lambda _: place.leave())
+        if place.task is not None or place.work is None or place._handle:
+            return
+        if not place._slot:
+            self._run(place)
+        elif self._queue or self.running >= self._slots():
+            place._handle = self._queue.push(place, user, weight=place.weight, priority=place.priority)
+            self._admission.waits()
+            self._fill()
+        else:
+            self.running += 1
+            self._run(place)
+
+    def _fill(self) -> None:
+        """Give the free slots to those who wait."""
+        while self._queue and self.running < self._slots():
+            place = cast("Place", self._queue.pop())
+            self.running += 1
+            self._run(place)
+
+    def _run(self, place: Place) -> None:
+        assert place.work is not None  # noqa: S101 - only what was started runs
+        place._began = clock.monotonic()
+        place.task = asyncio.get_running_loop().create_task(place.work(), name=place.name)
+        place.task.add_done_callback(place.leave)
+
+    def _release(self) -> None:
+        self.running -= 1
+        self._admission.served(len(self._queue), self._slots())
+        if self._queue:
+            self._fill()
+        elif self._queue.remembered:
+            self._queue.clear()  # nobody waits: nobody has anything to make up for
 
     def _leave(self, place: Place) -> None:
         lane = self._lanes[place.user]
         lane.remove(place)
         self.places -= 1
         self.bytes -= place.size
+        if place.task is not None:
+            self._admission.lasted(clock.monotonic() - place._began)
+            place.rest()
+        elif place._handle:
+            self._queue.remove(place._handle)
         if lane:
             self._advance(place.user)
         else:
             del self._lanes[place.user]
             if not self._lanes:
-                self._empty.set()
+                self._settled.set()

@@ -7,7 +7,7 @@ from itertools import count
 from math import isfinite
 from os import getpid
 from time import perf_counter, time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 from uuid import uuid4
 
 import msgspec
@@ -25,15 +25,20 @@ __all__ = [
     "Reply",
     "Turn",
     "Usage",
+    "WhenBusy",
     "checked_id",
     "checked_scope",
     "checked_user",
+    "joined",
 ]
 
 ChatMessage = dict[str, Any]
 """One message of the OpenAI chat protocol, passed through as it is: `{"role": ..., "content": ...}`."""
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+
+WhenBusy = Literal["queue", "merge", "interrupt", "drop"]
+"""What becomes of a message while the same user's earlier one in its channel is not answered yet; see `busy`."""
 
 ID_CHARACTERS = 512
 CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029\ud800-\udfff]")
@@ -62,7 +67,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     system messages for this turn only. `parts` are content parts that belong to the text (images), `continuation`
     what came after it within the turn (tool calls and their results). `parameters` goes to the language model as
     it is (temperature, tools, ...).
-    `remember=False` answers without storing conversation or memories. Smaller `priority` is served first.
+    `remember=False` answers without storing conversation or memories. Smaller `priority` is served first, a user of
+    twice the `weight` twice as often while others wait. `when_busy` says what happens while the user's earlier
+    message in this channel is not answered yet (None: as the settings say); `strict=True` refuses an id that was
+    used before for other words.
     """
 
     user: str
@@ -79,6 +87,9 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     continuation: tuple[ChatMessage, ...] = ()
     parameters: dict[str, Any] = {}
     remember: bool = True
+    weight: float = 1.0
+    when_busy: WhenBusy | None = None
+    strict: bool = False
 
     def checked(self, max_text_bytes: int) -> Message:
         """Return this message fit to be stored: lone surrogates in the text become U+FFFD.
@@ -100,6 +111,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise InvalidMessage(f"at is {self.at!r:.80}; it must be epoch seconds")
         if not isinstance(self.priority, int):
             raise InvalidMessage(f"priority is {self.priority!r:.80}; it must be a whole number")
+        if self.weight != 1.0 and not (isinstance(self.weight, float | int) and 0.001 <= self.weight <= 1000):
+            raise InvalidMessage(f"weight is {self.weight!r:.80}; it must be from 0.001 to 1000")
+        if self.when_busy is not None and self.when_busy not in get_args(WhenBusy):
+            raise InvalidMessage(f"when_busy is {self.when_busy!r:.80}; allowed are {', '.join(get_args(WhenBusy))}")
         return self if self.text.isascii() else self._encodable(max_text_bytes)
 
     def _encodable(self, max_text_bytes: int) -> Message:
@@ -108,6 +123,24 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if size > max_text_bytes:
             raise InvalidMessage(f"text has {size} bytes; at most {max_text_bytes} are allowed")
         return self if text == self.text else msgspec.structs.replace(self, text=text)
+
+
+def joined(first: Message, then: Message) -> Message:
+    """Return the message that says what both say: the words of `first`, a line break, those of `then`.
+
+    It keeps the place, id and time of `first` and what `then` asks of the model; it is remembered if both may be.
+    """
+    return msgspec.structs.replace(
+        first,
+        text=f"{first.text}\n{then.text}",
+        parts=first.parts + then.parts,
+        system=then.system or first.system,
+        history=first.history if then.history is None else then.history,
+        parameters=then.parameters or first.parameters,
+        priority=min(first.priority, then.priority),
+        remember=first.remember and then.remember,
+        strict=False,
+    )
 
 
 def checked_id(name: str, value: str) -> str:
@@ -211,6 +244,7 @@ class Turn:
     """All state of one message on its way; it belongs to that message alone.
 
     Components leave their values in `values` under their names, `partial` names those that were late or failed.
+    `message` holds the words of all messages that are answered together.
     """
 
     __slots__ = ("_lap", "message", "partial", "prompt", "started", "timings", "values")
@@ -230,6 +264,11 @@ class Turn:
     def get(self, component: str, default: Any = None) -> Any:
         """Return a component's value, or `default` where there is none."""
         return self.values.get(component, default)
+
+    def begin_again(self, message: Message) -> None:
+        """Forget what was gathered: the turn is now about `message`."""
+        self.message = message
+        self.values, self.partial, self.prompt = {}, [], []
 
     def lap(self, name: str) -> None:
         """Note the seconds since the last lap, or since the start, under `name`."""

@@ -10,6 +10,7 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_vali
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .errors import SettingsError
+from .message import WhenBusy
 
 __all__ = ["Settings"]
 
@@ -57,8 +58,16 @@ class Settings(BaseSettings):
     max_text_bytes: int = Field(64 << 10, ge=1)
     max_waiting: int = Field(20_000, ge=1)
     max_waiting_bytes: int = Field(64 * MIB, ge=1024)
+    max_wait_seconds: float = Field(5.0, gt=0)
+    when_busy: WhenBusy = "queue"
+    when_busy_by_channel: dict[str, WhenBusy] = {}
+    quarantine_after: int = Field(3, ge=0)
     component_deadline: float = Field(0.5, gt=0)
     drain_seconds: float = Field(30.0, gt=0)
+
+    # how long the journal keeps what is finished, for messages that are delivered again
+    journal_max_age_hours: float = Field(168.0, gt=0)
+    journal_max_bytes: int = Field(512 * MIB, ge=0)
 
     # what is kept in memory
     memory_cache_bytes: int = Field(256 * MIB, ge=MIB)

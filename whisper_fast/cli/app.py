@@ -11,7 +11,7 @@ from collections.abc import Callable
 import typer
 
 from ..errors import InvalidMessage, SettingsError, WhisperFastError
-from . import data, measure, talk
+from . import data, measure, talk, undone
 from .terminal import fail
 
 __all__ = ["app", "main"]
@@ -36,6 +36,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     data.forget,
     data.backup,
     data.restore,
+    undone.journal,
 )
 for command in COMMANDS:
     app.command()(command)

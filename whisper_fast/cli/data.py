@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..settings import Settings
     from ..store.sqlite import Database
 
-__all__ = ["backup", "export", "forget", "restore"]
+__all__ = ["backup", "export", "forget", "opened", "restore"]
 
 User = Annotated[str, typer.Argument(help="The user's id, as the bot or client sends it.")]
 

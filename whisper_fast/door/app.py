@@ -93,7 +93,7 @@ class Door:
             user=caller.user(named(request, "x-user-id", asked.user)),
             channel=named(request, "x-channel-id", "default"),
             scope=named(request, "x-scope", "dm"),
-            **({"id": key} if (key := named(request, "idempotency-key")) is not None else {}),
+            **({"id": key, "strict": True} if (key := named(request, "idempotency-key")) is not None else {}),
         )
         check_size(message, self.settings.max_text_bytes)
         if asked.stream:

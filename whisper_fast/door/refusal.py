@@ -21,7 +21,11 @@ __all__ = ["Refusal", "error_body", "on_error", "on_refusal", "on_unexpected"]
 log = logging.getLogger(__name__)
 
 ANSWERS: tuple[tuple[type[errors.WhisperFastError], int, str, str], ...] = (
+    (errors.IdReused, 422, "invalid_request_error", "idempotency_key_reused"),
     (errors.InvalidMessage, 400, "invalid_request_error", "invalid_message"),
+    (errors.Busy, 409, "conflict_error", "busy"),
+    (errors.Quarantined, 422, "invalid_request_error", "quarantined"),
+    (errors.Interrupted, 409, "conflict_error", "interrupted"),
     (errors.Overloaded, 503, "overloaded_error", "overloaded"),
     (errors.DeadlineExceeded, 504, "timeout_error", "deadline_exceeded"),
     (errors.Closed, 503, "server_error", "shutting_down"),

@@ -97,7 +97,7 @@ class Sequential:
         self.commit(self.database.write(said))
         told = {"text": message.text, "scope": message.scope, "at": message.at, "source": message.id}
         self.commit(self.memory.add_many(message.user, [told]))
-        self.commit(self.journal.complete(entry))
+        self.commit(self.journal.complete(entry, sent=lambda: True))
         return reply
 
     async def accept(self, message: Message) -> Entry:

@@ -91,6 +91,11 @@ class LLMPool:
         self._closed = False
 
     @property
+    def limit(self) -> int:
+        """How many calls may be in flight at once, over all endpoints."""
+        return sum(upstream.slots.limit for upstream in self._upstreams)
+
+    @property
     def models(self) -> tuple[str, ...]:
         """The models in order of preference, as far as they are known; a server's own choice is once it was asked."""
         models = (getattr(upstream.provider, "model", upstream.provider.name) for upstream in self._upstreams)

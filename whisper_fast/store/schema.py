@@ -50,6 +50,11 @@ MIGRATIONS = (
     CREATE UNIQUE INDEX memory_source ON memory (user, source) WHERE source IS NOT NULL;
     CREATE TABLE memory_counter (user TEXT PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE journal ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0;  -- how often the process died in its turn
+    ALTER TABLE journal ADD COLUMN age REAL NOT NULL DEFAULT 0;          -- seconds this journal had been served
+    ALTER TABLE journal ADD COLUMN digest BLOB;                          -- of the words, where others must not pass
+    """,
 )
 VERSION = len(MIGRATIONS)
 

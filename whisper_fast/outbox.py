@@ -1,0 +1,113 @@
+"""Replies that go out by a platform's own way, a chat network's bot say: sent once, and again after a crash if safe.
+
+A reply is recorded before it is sent, so after a crash it may or may not have reached its channel. A platform that
+drops a second message with the same nonce (Discord's `nonce` with `enforce_nonce`) may be sent it again; for any
+other the reply is held and listed, and a person decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from hashlib import blake2b
+from typing import TYPE_CHECKING, NamedTuple
+
+from .errors import StoreError
+from .retries import Retries
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from .journal import Entry, Journal
+    from .message import Reply
+
+__all__ = ["Outbox", "Outgoing", "nonce"]
+
+log = logging.getLogger(__name__)
+
+SEND_SECONDS = 30.0
+
+
+class Outgoing(NamedTuple):
+    """A reply on its way: where to, what, and the `nonce` that is the same each time this one is sent.
+
+    `again` is True where it may have been sent before.
+    """
+
+    platform: str
+    channel: str
+    user: str
+    message_id: str
+    reply: Reply
+    nonce: str
+    again: bool
+
+
+class Sender(NamedTuple):
+    send: Callable[[Outgoing], Awaitable[object]]
+    deduplicates: bool
+
+
+class Outbox:
+    """The senders by platform.
+
+    A send that fails or takes over 30 s leaves its reply held; where the platform deduplicates, it is tried again.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._senders: dict[str, Sender] = {}
+        self._names: list[str] = []
+        self._again = Retries(self._flush)
+        self.sent = 0
+
+    def __contains__(self, platform: str) -> bool:
+        return platform in self._senders
+
+    def register(self, platform: str, send: Callable[[Outgoing], Awaitable[object]], *, deduplicates: bool) -> None:
+        """Let `await send(outgoing)` send the replies of `platform`; what is held of it is sent soon after."""
+        self._senders[platform] = Sender(send, deduplicates)
+        if platform not in self._names:
+            self._names.append(platform)
+        self._again.soon(self._names.index(platform))
+
+    async def send(self, entry: Entry, reply: Reply, *, again: bool = False) -> bool:
+        """Send a reply by its platform's sender; say whether it is known as sent."""
+        message = entry.message
+        sender = self._senders[message.platform]
+        number = nonce(message.platform, message.channel, message.user, message.id)
+        out = Outgoing(message.platform, message.channel, message.user, message.id, reply, number, again)
+        try:
+            async with asyncio.timeout(SEND_SECONDS):
+                await sender.send(out)
+        except Exception as error:  # noqa: BLE001 - a bot's own code: whatever it raises, the reply is kept
+            log.warning("the reply to %s was not sent: %s: %s", message.id, type(error).__name__, error)
+            if sender.deduplicates and not again:
+                self._again.later(self._names.index(message.platform), failures=1)
+            return False
+        self.sent += 1
+        return True
+
+    async def close(self) -> None:
+        """Send nothing any more."""
+        await self._again.close()
+
+    async def _flush(self, number: int, failures: int) -> None:
+        """Send what is held of a platform, in its order; stop at the first that fails and come back later."""
+        platform = self._names[number]
+        try:
+            held = await self._journal.held(platform, released=not self._senders[platform].deduplicates)
+            for entry in held:
+                if entry.reply is not None and not await self.send(entry, entry.reply, again=True):
+                    self._again.later(number, failures=failures + 1)
+                    return
+                await self._journal.sent(entry)
+        except StoreError as error:
+            log.warning("held replies of %s are not sent yet: %s", platform, error)
+            self._again.later(number, failures=failures + 1)
+
+
+def nonce(platform: str, channel: str, user: str, message_id: str) -> str:
+    """Return 24 characters that name a message's reply for ever: BLAKE2b of its key, as Discord allows 25."""
+    names = "\x1f".join((platform, channel, user, message_id))
+    return blake2b(names.encode(), digest_size=12).hexdigest()

@@ -1,0 +1,116 @@
+"""What was left undone goes on: after a crash from the last durable step, after a failure when its pause is over."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from .errors import Closed, StoreError
+from .retries import Retries
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from .journal import Entry, Journal
+    from .lanes import Lanes, Place
+    from .message import Message
+    from .round import Round
+    from .store.claims import Claims
+
+__all__ = ["Recovery"]
+
+log = logging.getLogger(__name__)
+
+
+class Recovery:
+    """Leads unfinished entries back into their lanes.
+
+    `answer(entry, place, failures)` starts the turn of one without a reply, `await remember(entry)` finishes one
+    that has its reply, `runs(message)` says whether somebody is at it already. A message in whose turn the process
+    died `attempts` times is not tried any more, until somebody releases it. `probation` lets one suspect run at a
+    time, so that none is struck for another's deed.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        lanes: Lanes,
+        claims: Claims,
+        *,
+        attempts: int,
+        answer: Callable[[Entry, Place, int], object],
+        remember: Callable[[Entry], Awaitable[object]],
+        runs: Callable[[Message], bool],
+    ) -> None:
+        self._journal = journal
+        self._lanes = lanes
+        self._claims = claims
+        self._attempts = attempts
+        self._answer = answer
+        self._remember = remember
+        self._runs = runs
+        self._retries = Retries(self._again)
+        self.probation = asyncio.Lock()
+
+    def __len__(self) -> int:
+        return len(self._retries)
+
+    async def start(self) -> None:
+        """Count the deaths that the claims tell of, then go on with every unfinished message. Raises StoreError."""
+        entries = await self._journal.resume(self._claims.left, self._attempts)
+        self._claims.clear()
+        for entry in entries:
+            self._go_on(entry, 0)
+        if entries:
+            log.warning("%d messages were accepted and not finished; they go on now", len(entries))
+
+    def look(self) -> None:
+        """Look for messages that somebody else has released."""
+        self._retries.soon(0)
+
+    def failed(self, around: Round, error: Exception) -> None:
+        """Try a round again later, if it may succeed then; otherwise it waits for the next start."""
+        if getattr(error, "retriable", isinstance(error, TimeoutError)):
+            ids = [entry.id for entry in around.entries]
+            self._retries.later(*ids, failures=around.failures + 1, at_least=getattr(error, "retry_after", None))
+
+    def forget(self, entry: Entry) -> None:
+        """Do not try an entry again by itself: somebody has asked for it."""
+        self._retries.forget(entry.id)
+
+    def suspect(self, entry: Entry) -> bool:
+        """Say whether one more death in this entry's turn would quarantine it."""
+        return 0 < self._attempts <= entry.attempts + 1 and entry.attempts > 0
+
+    async def close(self) -> None:
+        """Try nothing again any more."""
+        await self._retries.close()
+
+    def _go_on(self, entry: Entry, failures: int) -> None:
+        message = entry.message
+        size, rank = len(message.text), message.priority
+        place = self._lanes.enter(message.user, size, priority=rank, weight=message.weight, admitted=True)
+        if entry.reply is None:
+            self._answer(entry, place, failures)
+        else:
+            place.start(lambda: self._finish(entry, failures), f"finish:{message.id}", slot=False)
+
+    async def _finish(self, entry: Entry, failures: int) -> None:
+        try:
+            await self._remember(entry)
+        except (StoreError, TimeoutError) as error:
+            log.error("message %s is answered and not yet remembered: %s", entry.message.id, error)
+            self._retries.later(entry.id, failures=failures + 1)
+
+    async def _again(self, entry_id: int, failures: int) -> None:
+        try:
+            ids = [entry_id] if entry_id else [entry.id for entry in await self._journal.unfinished()]
+            for one in ids:
+                entry = await self._journal.load(one)
+                if entry is not None and not self._runs(entry.message) and (entry_id or one not in self._retries):
+                    self._go_on(entry, failures)
+        except Closed:
+            pass  # the next start goes on
+        except StoreError as error:
+            self._retries.later(entry_id, failures=failures + 1, at_least=error.retry_after)

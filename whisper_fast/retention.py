@@ -1,0 +1,106 @@
+"""How long the journal keeps what is finished: by age, by size, a little at a time.
+
+A finished entry is there so that its message, delivered again, gets the same reply. Its age is the time that engines
+have served the journal since (`Journal.age`), so a wall clock that jumps by a year ages nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from . import clock
+from .errors import StoreError
+
+if TYPE_CHECKING:
+    import apsw
+
+    from .journal import Journal
+    from .store.sqlite import Database
+
+__all__ = ["Retention"]
+
+log = logging.getLogger(__name__)
+
+PERIOD = 60.0  # seconds between two looks
+READ = 4096  # entries that are looked at in one go, by a reader
+SLICE_SECONDS = 0.004  # what a deletion may hold the writer for; the next slice is as long as that allows
+SMALLEST, LARGEST = 8, 1024  # entries a slice
+
+Row = tuple[Any, ...]  # id, state, age, bytes
+
+
+class Retention:
+    """Deletes finished entries older than `max_age` seconds, and the oldest of them above `max_bytes`.
+
+    Held replies go by age alone; what is unfinished or quarantined never goes.
+    """
+
+    def __init__(self, database: Database, journal: Journal, *, max_age: float, max_bytes: int) -> None:
+        self._database = database
+        self._journal = journal
+        self._max_age = max_age
+        self._max_bytes = max_bytes
+        self._kept: int | None = None  # bytes at the last count, less what was deleted since
+        self._counted_at = 0  # Journal.written at that count
+        self._slice = SMALLEST
+        self.deleted = 0
+
+    async def run(self) -> None:
+        """Sweep every minute, for ever."""
+        while True:
+            await asyncio.sleep(PERIOD)
+            try:
+                await self.sweep()
+            except StoreError as error:
+                log.warning("finished messages stay in the journal for now: %s", error)
+
+    async def sweep(self) -> int:
+        """Delete what is too old or too much, in slices of a few ms; return how many. Raises StoreError."""
+        if self._kept is None:
+            self._counted_at = self._journal.written
+            self._kept = await self._database.read(size)
+        oldest, excess = self._journal.age - self._max_age, self._kept + self._grown() - self._max_bytes
+        cursor, before = 0, self.deleted
+        while rows := await self._database.read(partial(finished, after=cursor)):
+            cursor = rows[-1][0]
+            doomed: list[Row] = []
+            for row in rows:
+                if row[2] < oldest or (row[1] > 0 and excess > 0):
+                    doomed.append(row)
+                    excess -= row[3]
+            await self._delete(doomed)
+            if len(doomed) < len(rows) and rows[-1][2] >= oldest and excess <= 0:
+                break
+        return self.deleted - before
+
+    def _grown(self) -> int:
+        return self._journal.written - self._counted_at
+
+    async def _delete(self, rows: list[Row]) -> None:
+        while rows:
+            part, rows = rows[: self._slice], rows[self._slice :]
+            took = await self._database.write(partial(delete, rows=part))
+            self._kept = (self._kept or 0) - sum(row[3] for row in part)
+            self.deleted += len(part)
+            wanted = int(len(part) * SLICE_SECONDS / max(took, 1e-6))
+            self._slice = max(SMALLEST, min(wanted, 2 * self._slice, LARGEST))
+
+
+def size(connection: apsw.Connection) -> int:
+    return int(connection.execute("SELECT coalesce(sum(length(message) + length(reply)), 0) FROM journal").get)
+
+
+def finished(connection: apsw.Connection, after: int) -> list[Row]:
+    sql = """SELECT id, state, age, length(message) + coalesce(length(reply), 0) FROM journal
+             WHERE id > ? AND state NOT IN (0, 1, -2) ORDER BY id LIMIT ?"""
+    return list(connection.execute(sql, (after, READ)))
+
+
+def delete(connection: apsw.Connection, rows: list[Row]) -> float:
+    """Delete entries that are still finished; return the seconds that it took."""
+    began = clock.monotonic()
+    connection.executemany("DELETE FROM journal WHERE id = ? AND state NOT IN (0, 1, -2)", [row[:1] for row in rows])
+    return clock.monotonic() - began

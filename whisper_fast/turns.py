@@ -1,0 +1,280 @@
+"""The way of a message, top to bottom: from its place in a lane to the memory of it.
+
+`submit` takes a place in the user's lane and accepts the message durably; `_turn` gathers what is known, asks the
+model, records the reply, hands it out, and remembers. What fails stays in the journal and is `Recovery`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from .errors import Busy, Closed, InvalidMessage, LLMRejected, StoreError, WhisperFastError
+from .journal import Entry, encoded
+from .message import Message, Turn
+from .prompt import compose
+from .question import ask, reply_of
+from .recovery import Recovery
+from .round import Round, where
+from .ticket import Ticket
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .conversation import Conversations
+    from .journal import Journal
+    from .lanes import Lanes, Place
+    from .llm import LLMPool
+    from .llm.completion import Completion
+    from .memory import MemoryStore
+    from .message import Reply
+    from .outbox import Outbox
+    from .pipeline import Pipeline
+    from .settings import Settings
+    from .store.claims import Claims
+
+__all__ = ["Turns"]
+
+log = logging.getLogger(__name__)
+
+REMEMBER_SECONDS = 10.0
+
+
+class Turns:
+    """Leads every message through the engine's parts; `counts` are those of `Engine.stats`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        lanes: Lanes,
+        journal: Journal,
+        claims: Claims,
+        pipeline: Pipeline,
+        llm: LLMPool,
+        outbox: Outbox,
+        memory: MemoryStore,
+        conversations: Conversations,
+    ) -> None:
+        self._settings = settings
+        self._lanes = lanes
+        self._journal = journal
+        self._claims = claims
+        self._pipeline = pipeline
+        self._llm = llm
+        self._outbox = outbox
+        self._memory = memory
+        self._conversations = conversations
+        self._in_flight: dict[tuple[str, str, str, str], Ticket] = {}
+        self.counts = dict.fromkeys(("accepted", "answered", "failed", "duplicates", "partial"), 0)
+        self.recovery = Recovery(
+            journal,
+            lanes,
+            claims,
+            attempts=settings.quarantine_after,
+            answer=self._answer_again,
+            remember=self._remember_again,
+            runs=lambda message: key(message) in self._in_flight,
+        )
+
+    async def submit(self, message: Message, *, streamed: bool = False) -> Ticket:
+        """Accept a message; when this returns it is on the disk and will be answered.
+
+        Raises InvalidMessage (IdReused for a `strict` one), Overloaded (Busy where the channel drops), Quarantined,
+        Closed, StoreError; then nothing was accepted.
+        """
+        message = message.checked(self._settings.max_text_bytes)
+        turn = Turn(message)
+        if self._policy(message) == "drop":
+            self._refuse_if_busy(message)
+        place = self._lanes.enter(message.user, priority=message.priority, weight=message.weight)
+        place.about = where(message)
+        try:
+            body = encoded(message)
+            place.hold(len(body))
+            accepting = self._journal.accept(message, body)
+            entry = await asyncio.shield(accepting)
+        except asyncio.CancelledError:  # the caller is gone, the message is not: it goes its way in its turn
+            accepting.add_done_callback(partial(self._claim_alone, turn=turn, place=place))
+            raise
+        except BaseException:
+            place.leave()
+            raise
+        turn.lap("journal")
+        return self._claim(entry, turn, place, streamed=streamed)
+
+    def _policy(self, message: Message) -> str:
+        settings = self._settings
+        return message.when_busy or settings.when_busy_by_channel.get(message.channel) or settings.when_busy
+
+    def _refuse_if_busy(self, message: Message) -> None:
+        """Raise Busy if the user's earlier message in this place is not answered yet; the same may come again."""
+        earlier = (place for place in self._lanes.of(message.user) if place.about == where(message))
+        if key(message) not in self._in_flight and any(place.turn is None or place.turn.open for place in earlier):
+            text = "the earlier message is not answered yet, and this channel drops what comes meanwhile"
+            raise Busy(text, retry_after=self._lanes.patience())
+
+    def _claim(self, entry: Entry, turn: Turn, place: Place, *, streamed: bool = False, failures: int = 0) -> Ticket:
+        """Return the ticket of an accepted message, a new one unless the message is known."""
+        message = turn.message = entry.message
+        known = self._in_flight.get(key(message))
+        if entry.reply is not None:
+            known = Ticket.answered(entry.reply, partial(self._sent, entry) if entry.held else None)
+        if known is not None:
+            self.counts["duplicates"] += 1
+            place.leave()
+            return known
+        self.counts["accepted"] += not entry.known
+        self.recovery.forget(entry)
+        ticket = self._in_flight[key(message)] = Ticket(message.id)
+        if streamed:
+            ticket.stream()
+        if not self._joins(entry, ticket, place):
+            around = place.turn = Round(
+                turn, entry, ticket, place, room=self._settings.max_text_bytes, failures=failures
+            )
+            suspect = self.recovery.suspect(entry)
+            work = partial(self._alone if suspect else self._turn, around)
+            place.start(work, f"turn:{message.id}", slot=not suspect)
+        return ticket
+
+    def _joins(self, entry: Entry, ticket: Ticket, place: Place) -> bool:
+        """Let a message join the one before it, where its channel merges or interrupts; say whether it did."""
+        policy = self._policy(entry.message)
+        before = place.before() if policy in ("merge", "interrupt") else None
+        if before is None or before.turn is None or not before.turn.admits(entry.message, policy):
+            return False
+        before.turn.join(entry, ticket)
+        self._in_flight.update(zip(map(key, before.turn.messages), before.turn.tickets, strict=True))
+        place.leave()
+        return True
+
+    def _claim_alone(self, accepting: asyncio.Future[Entry], turn: Turn, place: Place) -> None:
+        """Go on with a message whose caller went away while it was being accepted."""
+        if accepting.cancelled() or accepting.exception():
+            place.leave()
+        else:
+            self._claim(accepting.result(), turn, place)
+
+    async def _turn(self, around: Round) -> None:
+        """Lead one accepted message, and those that joined it, from the lane to the memory."""
+        turn, entry = around.turn, around.first
+        turn.lap("lane")
+        try:
+            completion = await self._answer(around)
+            around.place.rest()
+            reply = reply_of(turn, completion)
+            await self._journal.record(entry, reply, around.entries[1:], turn.message)
+            around.deliver(reply)
+            self.counts["answered"] += len(around.entries)
+            self.counts["partial"] += bool(turn.partial)
+            sent = await self._send(around, reply)
+            await self._remember(entry, turn.message, turn.get("embedding"), reply, sent)
+        except Exception as error:  # noqa: BLE001 - the message stays open in the journal: tried again, it goes on
+            await self._failed(around, error)
+        except asyncio.CancelledError:
+            around.fail(stopped())
+            raise
+        finally:
+            around.open = False
+            for slot in around.claims:
+                self._claims.give_back(slot)
+            for one in around.entries:
+                self._in_flight.pop(key(one.message), None)
+
+    async def _answer(self, around: Round) -> Completion:
+        """Gather what is known and ask the model; from the beginning again when the user's next message joins."""
+        turn = around.turn
+        around.running = True
+        while True:
+            around.claims += [self._claims.take(entry.id) for entry in around.entries[len(around.claims) :]]
+            asked = turn.message
+            try:
+                await self._pipeline.run(turn)
+                turn.prompt = compose(turn, self._settings.context_tokens)
+                turn.lap("gather")
+                completion = await ask(self._llm, around, self._settings.llm_request_timeout)
+                turn.lap("llm")
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if turn.message is asked or task is None or task.uncancel():
+                    raise
+                turn.begin_again(turn.message)
+            else:
+                around.open = False
+                return completion
+
+    async def _alone(self, around: Round) -> None:
+        """Lead a message in whose turn the process has died before, and no other of that kind beside it."""
+        async with self.recovery.probation:
+            await self._turn(around)
+
+    async def _send(self, around: Round, reply: Reply) -> Callable[[], bool]:
+        """Send the reply by its platform's sender, if there is one; return what tells whether somebody has it."""
+        entry = around.first
+        if entry.message.platform in self._outbox:
+            sent = await self._outbox.send(entry, reply)
+            return lambda: sent
+        for ticket in around.tickets:
+            ticket.on_taken = partial(self._sent, entry)
+        return lambda: around.taken
+
+    def _sent(self, entry: Entry) -> None:
+        """Note that somebody has a reply that nobody had waited for."""
+        with suppress(Closed):
+            self._journal.sent(entry)
+
+    async def _remember(
+        self, entry: Entry, message: Message, vector: Any, reply: Reply, sent: Callable[[], bool]
+    ) -> None:
+        """Store conversation and memories and close the entry, all or nothing, then show them to the next turn."""
+        if not message.remember or reply.finish_reason == "tool_calls":  # the round with the results is remembered
+            await self._journal.complete(entry, sent=sent)
+            return
+        memory = {"text": message.text, "scope": message.scope, "at": message.at, "source": f"turn:{entry.id}"}
+        vectors = None if vector is None else [vector]
+        async with asyncio.timeout(REMEMBER_SECONDS):  # a hanging embedder must not hold the user's lane
+            pending = await self._memory.prepare(message.user, [memory], vectors=vectors)
+        said = partial(self._conversations.insert, turn=entry.id, message=message, reply=reply.text)
+        if await self._journal.complete(entry, said, pending.insert, sent=sent):
+            self._memory.publish(pending)
+            self._conversations.publish(entry.id, message, reply.text)
+
+    async def _failed(self, around: Round, error: Exception) -> None:
+        """Tell the callers; an error that asking again cannot cure closes the entries, any other leaves them open."""
+        self.counts["failed"] += 1
+        ours = isinstance(error, WhisperFastError)
+        name = around.first.message.id
+        log.error("message %s: %s: %s", name, type(error).__name__, error, exc_info=None if ours else error)
+        around.fail(error)
+        if isinstance(error, InvalidMessage | LLMRejected):
+            with suppress(StoreError):  # it is tried again after the next start, and ends as it ended now
+                for entry in around.entries:
+                    await self._journal.fail(entry)
+        else:
+            self.recovery.failed(around, error)
+
+    def _answer_again(self, entry: Entry, place: Place, failures: int) -> None:
+        self._claim(entry, Turn(entry.message), place, failures=failures)
+
+    async def _remember_again(self, entry: Entry) -> None:
+        """Remember a message whose reply is recorded; whether anybody has it is not known."""
+        if entry.reply is not None:
+            await self._remember(entry, entry.message, None, entry.reply, lambda: False)
+
+    async def stop(self) -> None:
+        """Cancel the turns that still run; their messages stay open in the journal, and who waits is told so."""
+        await self._lanes.abort()
+        for ticket in self._in_flight.values():
+            ticket.fail(stopped())
+
+
+def key(message: Message) -> tuple[str, str, str, str]:
+    return message.platform, message.channel, message.user, message.id
+
+
+def stopped() -> Closed:
+    return Closed("the engine stopped first; the message is kept and is answered after the next start")
