@@ -116,6 +116,7 @@ def test_models_and_embeddings(client):
     assert client.models.retrieve(names[-1]).id == names[-1]
     packed = client.embeddings.create(model=names[-1], input=["a cat", "a dog"])  # base64 on the wire
     plain = client.embeddings.create(model=names[-1], input="a cat", encoding_format="float")
+    assert (plain.usage.prompt_tokens, packed.usage.total_tokens) == (2, 4)
     assert plain.data[0].embedding == pytest.approx(packed.data[0].embedding)
     assert sum(x * x for x in plain.data[0].embedding) == pytest.approx(1, abs=1e-3)
     assert len(packed.data) == 2

@@ -90,11 +90,11 @@ def fact(value: Any) -> Any:
     return value
 
 
-def emotion(analyse: Callable[[str], Awaitable[Any]], deadline: float) -> Component:
-    """Return the component `emotion`: the feeling in the user's words, analysed once a message."""
+def emotion(analyse: Callable[[str, str], Awaitable[Any]], deadline: float) -> Component:
+    """Return the component `emotion`: the feeling in the user's words, from `await analyse(text, user)`, once."""
 
     async def feel(turn: Turn) -> Any:
-        return await analyse(turn.message.text)
+        return await analyse(turn.message.text, turn.message.user)
 
     return Component("emotion", feel, deadline=deadline, check=strengths)
 

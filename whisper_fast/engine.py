@@ -22,8 +22,10 @@ from .journal import Journal, last
 from .lanes import Lanes
 from .llm import LLMPool
 from .llm.discovery import discover
+from .llm.packing import Classifier
 from .memory import MemoryStore
 from .message import Message, Turn, checked_id, checked_user
+from .models.classifiers import EMOTION, LLMEmotion
 from .models.embedder import StaticEmbedder
 from .models.emotion import VaderEmotion
 from .outbox import Outbox
@@ -104,6 +106,7 @@ class Engine:
             caching=lambda: self.flags.caching,
         )
         self._pipeline = Pipeline(self._executor, parallel=lambda: self.flags.parallel)
+        self._judge: LLMEmotion | None = None
         self._register(settings)
         self._turns = Turns(
             settings,
@@ -225,6 +228,7 @@ class Engine:
             "writes": self._database.writes,
             "llm": self.llm.stats(),
             "memory": self.memory.stats(),
+            **({"emotion": self._judge.stats()} if self._judge is not None else {}),
         }
 
     async def forget(self, user: str) -> None:
@@ -256,8 +260,7 @@ class Engine:
 
     def _register(self, settings: Settings) -> None:
         seconds = settings.component_deadline
-        analyse = partial(self._executor.run, VaderEmotion().analyse)
-        self._pipeline.add(components.emotion(analyse, seconds))
+        self._pipeline.add(self._emotion(settings))
         self._pipeline.add(components.embedding(self._embed_one, seconds))
         self._pipeline.add(components.recall(self.memory, RECALLED, seconds))
         self._pipeline.add(components.conversation(self._conversations, seconds))
@@ -277,6 +280,27 @@ class Engine:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._aside.add(task)
         task.add_done_callback(self._aside.discard)
+
+    def _emotion(self, settings: Settings) -> components.Component:
+        """Return the component that reads the emotion, with the lexicon or with the language model."""
+        lexicon = VaderEmotion()
+        if settings.emotion == "llm":
+            seconds = settings.emotion_deadline
+            judge = Classifier(
+                self.llm,
+                EMOTION,
+                max_batch=settings.batch_size,
+                max_wait=settings.batch_timeout_ms / 1000,
+                timeout=seconds,
+                enabled=lambda: self.flags.batching,
+            )
+            self._judge = LLMEmotion(judge, lexicon, seconds)
+            return components.emotion(self._judge.analyse, seconds + settings.component_deadline)
+
+        async def analyse(text: str, user: str) -> dict[str, float]:
+            return await self._executor.run(lexicon.analyse, text)
+
+        return components.emotion(analyse, settings.component_deadline)
 
     async def _embed_one(self, text: str, user: str) -> Any:
         return await self._batcher.submit(text, user=user)
@@ -323,6 +347,8 @@ class Engine:
             task.cancel()
         await asyncio.gather(*self._aside, return_exceptions=True)
         await self._pipeline.close()
+        if self._judge is not None:
+            await self._judge.close()
         await self._batcher.close()
         await self._executor.close()
         self._claims.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import platformdirs
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
@@ -45,8 +45,14 @@ class Settings(BaseSettings):
     llm_chat_api_key: SecretStr | None = plan("LLM_CHAT_API_KEY", None)
     llm_request_timeout: float = plan("LLM_REQUEST_TIMEOUT", 90.0, gt=0)
     max_concurrent_requests: int = plan("MAX_CONCURRENT_REQUESTS", 50, ge=1)
+    llm_ca_file: Path | None = None
+    llm_proxy: SecretStr | None = None
+    llm_allow_link_local: bool = False
     context_tokens: int = Field(8192, ge=512)
     persona_file: Path | None = None
+
+    # what reads the emotion: the lexicon, or the language model, within emotion_deadline, and the lexicon behind it
+    emotion: Literal["vader", "llm"] = "vader"
 
     # workers and batches
     thread_pool_size: int = plan("THREAD_POOL_SIZE", 8, ge=1, le=1024)
@@ -63,6 +69,7 @@ class Settings(BaseSettings):
     when_busy_by_channel: dict[str, WhenBusy] = {}
     quarantine_after: int = Field(3, ge=0)
     component_deadline: float = Field(0.5, gt=0)
+    emotion_deadline: float = Field(2.0, gt=0)
     drain_seconds: float = Field(30.0, gt=0)
 
     # how long the journal keeps what is finished, for messages that are delivered again

@@ -6,6 +6,7 @@ provider     an OpenAI-compatible server; transport (HTTP), wire (JSON), pieces 
              timeouts), tokens (what was used) under it
 simulated    a model that is only simulated
 pool         many callers, few slots; slots (who is next), call (the budget), route (where next) under it
+packing      small questions of many users in one call
 discovery    which model a start finds
 """
 
@@ -14,20 +15,24 @@ from __future__ import annotations
 from .completion import ChatProvider, Completion
 from .discovery import discover
 from .endpoint import Endpoint, Timeouts
+from .packing import Classifier, Control, Task
 from .pool import LLMPool
 from .provider import OpenAIProvider
 from .simulated import Constant, Empirical, LogNormal, SimulatedLLM
 
 __all__ = [
     "ChatProvider",
+    "Classifier",
     "Completion",
     "Constant",
+    "Control",
     "Empirical",
     "Endpoint",
     "LLMPool",
     "LogNormal",
     "OpenAIProvider",
     "SimulatedLLM",
+    "Task",
     "Timeouts",
     "discover",
 ]

@@ -21,6 +21,12 @@ __all__ = ["LOCAL_SERVERS", "discover"]
 LOCAL_SERVERS = {"LM Studio": 1234, "Ollama": 11434, "llama.cpp": 8080, "vLLM": 8000}
 """Servers that people run on their own machine, and the ports that they use unless told otherwise."""
 
+VARIABLES = {
+    "base_url": "LLM_CHAT_API_URL",
+    "api_key": "LLM_CHAT_API_KEY",
+    "ca_file": "WHISPER_FAST_LLM_CA_FILE",
+    "proxy": "WHISPER_FAST_LLM_PROXY",
+}
 WAIT = 0.3  # seconds for all of them together
 
 
@@ -58,14 +64,26 @@ def configured(settings: Settings) -> tuple[Endpoint, str]:
     """Return the endpoint that the settings name; raises SettingsError that names the variable."""
     key = settings.llm_chat_api_key.get_secret_value() if settings.llm_chat_api_key else None
     try:
-        endpoint = Endpoint(settings.llm_chat_api_url or "", settings.llm_chat_model or None, key or None)
+        endpoint = Endpoint(
+            settings.llm_chat_api_url or "",
+            settings.llm_chat_model or None,
+            key or None,
+            ca_file=settings.llm_ca_file,
+            proxy=settings.llm_proxy.get_secret_value() if settings.llm_proxy else None,
+            allow_link_local=settings.llm_allow_link_local,
+        )
     except SettingsError as error:
-        text = str(error).replace("base_url", "LLM_CHAT_API_URL").replace("api_key", "LLM_CHAT_API_KEY")
-        raise SettingsError(text) from None
+        raise SettingsError(in_variables(str(error))) from None
     model = f"model {endpoint.model}" if endpoint.model else "the first model that it serves"
     return endpoint, (
         f"The language model is {model} at {endpoint.base_url}, as LLM_CHAT_API_URL and LLM_CHAT_MODEL say."
     )
+
+
+def in_variables(text: str) -> str:
+    """Return an endpoint's complaint with the names of the variables in place of its fields'."""
+    first, _, rest = text.partition(" ")
+    return f"{VARIABLES.get(first, first)} {rest}"
 
 
 def local(settings: Settings, name: str, port: int, model: str) -> tuple[Endpoint, str]:
