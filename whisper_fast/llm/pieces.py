@@ -58,25 +58,28 @@ class PieceReader:
 
     def _read(self, events: list[bytes], pieces: list[Delta]) -> None:
         """Append the pieces of `events`; most are plain text, which costs no more than it must."""
-        for data in events:
-            if data == DONE:
-                self.over = True
-                return
-            try:
+        size = 0
+        try:
+            for data in events:
+                if data == DONE:
+                    self.over = True
+                    return
                 event = decode(data)
-            except UNDECODABLE:
-                raise LLMProtocolError(f"{self.where}: what it streamed is not a chat completion") from None
-            choices = event.choices
-            if choices and len(choices) == 1 and event.usage is None and event.error is None:
-                choice = choices[0]
-                change = choice.delta or NOTHING
-                if choice.finish_reason is None and change.tool_calls is None and choice.index == 0:
-                    if text := change.content:
-                        self.size += len(text) if text.isascii() else len(text.encode())
-                        pieces.append(plain(Delta, text))
-                    continue
-            if (piece := self._whole(event, data)) is not None:
-                pieces.append(piece)
+                choices = event.choices
+                if choices and len(choices) == 1 and event.usage is None and event.error is None:
+                    choice = choices[0]
+                    change = choice.delta or NOTHING
+                    if choice.finish_reason is None and change.tool_calls is None and choice.index == 0:
+                        if text := change.content:
+                            size += len(text) if text.isascii() else len(text.encode())
+                            pieces.append(plain(Delta, text))
+                        continue
+                if (piece := self._whole(event, data)) is not None:
+                    pieces.append(piece)
+        except UNDECODABLE:
+            raise LLMProtocolError(f"{self.where}: what it streamed is not a chat completion") from None
+        finally:
+            self.size += size
 
     def _whole(self, event: Event, data: bytes) -> Delta | None:
         """Return the piece of an event that may bring anything, None for one that brings nothing."""

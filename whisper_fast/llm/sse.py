@@ -8,6 +8,7 @@ __all__ = ["EventReader"]
 
 BOM = b"\xef\xbb\xbf"
 BLANK = b"\n\n"
+DATA = b"data: "
 
 
 class EventReader:
@@ -33,8 +34,11 @@ class EventReader:
         self._left -= len(piece)
         if self._left < 0:
             raise LLMProtocolError(f"the stream has more than {self._max_bytes} bytes")
-        if BLANK in piece and self._begun and not self._data and not self._after_cr and b"\r" not in piece:
-            return self._cut(piece)
+        if self._begun and not self._data and not self._after_cr and b"\r" not in piece:
+            if not self._tail and piece[:6] == DATA and piece.find(b"\n") == len(piece) - 2 and piece[-1:] == b"\n":
+                return [piece[6:-2]]  # one event, whole: what a model that is slower than the network sends
+            if BLANK in piece:
+                return self._cut(piece)
         return self._feed_lines(piece)
 
     def end(self) -> list[bytes]:
@@ -52,7 +56,7 @@ class EventReader:
         self._tail = [last] if last else []
         events = []
         for block in blocks:
-            if block[:6] == b"data: " and b"\n" not in block and b"\r" not in block:
+            if block[:6] == DATA and b"\n" not in block:
                 events.append(block[6:])
             else:
                 events += self._events([*block.splitlines(), b""])
