@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
+from ..deadline import NEVER, Deadline
 from ..engine import Engine
 from ..errors import SettingsError
 from .app import build
@@ -31,6 +32,7 @@ __all__ = ["serve"]
 log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ANSWERS_SHARE = 5 / 6  # of the time to stop; the rest is for closing the engine
 
 
 async def serve(
@@ -42,24 +44,36 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM, SIGINT or `stop`; `ready` is called with the address once requests are answered.
 
-    Stopping takes at most `settings.drain_seconds` for the answers under way, then as long again for the engine.
-    No new connection is taken meanwhile, and an answer that is not finished in time ends with an error event. A
-    second signal ends the process at once: what was accepted is on disk. Raises SettingsError when the address
-    cannot be used, or would stand open without API keys.
+    Stopping takes at most `settings.drain_seconds` in all. No new connection is taken meanwhile; an answer that is
+    not finished after five sixths of it ends with an error event, and its message is left to the next start. A
+    second signal leaves everything unfinished to the next start at once; a third one ends the process. Raises
+    SettingsError when the address cannot be used, or would stand open without API keys.
     """
     check_exposure(settings, Keys.of(settings), is_loopback(settings.host))
     stop = stop or asyncio.Event()
-    with closing(listener(settings.host, settings.port)) as sock, stopped_by_signals(stop):
+    hurry = asyncio.Event()
+    with closing(listener(settings.host, settings.port)) as sock, stopped_by_signals(stop, hurry):
         async with Engine.open(settings, llm=llm) as engine:
-            server = Server(build(engine, settings), stop, settings.drain_seconds)
+            server = Server(build(engine, settings), stop, settings.drain_seconds * ANSWERS_SHARE)
+            hastened = asyncio.create_task(hasten(hurry, engine, server), name="door-hurry")
             if ready is not None:
                 server.announce = lambda: ready(address_of(sock))
             try:
                 await server.serve(sockets=[sock])
+                await engine.drain(max(0.0, server.remaining()))
             except asyncio.CancelledError:
                 server.drain_seconds = 0
                 await server.shutdown([sock])
                 raise
+            finally:
+                hastened.cancel()
+
+
+async def hasten(hurry: asyncio.Event, engine: Engine, server: Server) -> None:
+    """End every answer and every turn when `hurry` is set; their messages stay in the journal."""
+    await hurry.wait()
+    server.end_answers()
+    engine.hurry()
 
 
 class Server(uvicorn.Server):
@@ -79,6 +93,7 @@ class Server(uvicorn.Server):
         )
         self.announce: Callable[[], None] = lambda: None
         self.drain_seconds = drain_seconds
+        self._end = NEVER
         self._answers = app.state.answers
         self._stop = stop
 
@@ -91,8 +106,17 @@ class Server(uvicorn.Server):
         """Return whether to stop."""
         return self._stop.is_set() or await super().on_tick(counter)
 
+    def remaining(self) -> float:
+        """Return the seconds that are left for answers and turns; endless before the end has begun."""
+        return self._end.remaining()
+
+    def end_answers(self) -> None:
+        """End the answers under way now, each with a proper last word."""
+        self._answers.end()
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the listener, wait for the answers, end those that take too long."""
+        self._end = Deadline.after(self.drain_seconds)
         last = asyncio.get_running_loop().call_later(self.drain_seconds, self._answers.end)
         try:
             await super().shutdown(sockets)
@@ -127,23 +151,27 @@ def address_of(sock: socket.socket) -> str:
 
 
 @contextmanager
-def stopped_by_signals(stop: asyncio.Event) -> Iterator[None]:
-    """Set `stop` at the first SIGTERM or SIGINT and leave the second one to the system, which ends the process."""
+def stopped_by_signals(stop: asyncio.Event, hurry: asyncio.Event) -> Iterator[None]:
+    """Set `stop` at the first SIGTERM or SIGINT, `hurry` at the second; the third ends the process."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     loop = asyncio.get_running_loop()
 
-    def first() -> None:
-        log.info("stopping; answers under way are finished first")
-        stop.set()
+    def signalled() -> None:
+        if not stop.is_set():
+            log.info("stopping; answers under way are finished first")
+            stop.set()
+            return
+        log.info("stopping at once; what is not finished is left to the next start")
+        hurry.set()
         for number in SIGNALS:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
-        loop.add_signal_handler(number, first)
+        loop.add_signal_handler(number, signalled)
     try:
         yield
     finally:
