@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import random
 from time import monotonic
 
 import pytest
+from steered import HELLO, Gate, Scripted, drained, idle, started, words
 
 from whisper_fast.errors import (
     Closed,
@@ -20,87 +20,11 @@ from whisper_fast.errors import (
     Overloaded,
     SettingsError,
 )
-from whisper_fast.lab.stub import Stub
-from whisper_fast.llm import Completion, Endpoint, LLMPool, SimulatedLLM
+from whisper_fast.llm import Endpoint, LLMPool, SimulatedLLM
+from whisper_fast.llm.alarm import Alarm
+from whisper_fast.llm.budget import Budget
 from whisper_fast.llm.call import Call
 from whisper_fast.llm.route import Route
-from whisper_fast.llm.slots import Slots
-from whisper_fast.message import Delta
-
-HELLO = [{"role": "user", "content": "hello"}]
-
-
-class Scripted:
-    """A provider that follows a script: an error is raised, anything else is answered; then it answers "ok"."""
-
-    def __init__(self, *script, name="scripted", pieces=0):
-        self.name, self.script, self.pieces = name, list(script), pieces
-        self.asked, self.closed = 0, False
-
-    def step(self):
-        self.asked += 1
-        step = self.script.pop(0) if self.script else "ok"
-        if isinstance(step, BaseException):
-            raise step
-        return step
-
-    async def chat(self, messages, **params):
-        return Completion(text=self.step(), model=self.name)
-
-    async def stream(self, messages, **params):
-        for _ in range(self.pieces):
-            yield Delta("piece ")
-        yield Delta(self.step(), finish_reason="stop")
-
-    async def close(self):
-        self.closed = True
-
-
-class Gate:
-    """A provider whose calls wait until they are let through."""
-
-    name = "gate"
-
-    def __init__(self):
-        self.waiting, self.order, self.cancelled = [], [], 0
-
-    async def chat(self, messages, **params):
-        self.order.append(messages[0]["content"])
-        future = asyncio.get_running_loop().create_future()
-        self.waiting.append(future)
-        try:
-            await future
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        return Completion(text="ok")
-
-    async def stream(self, messages, **params):
-        yield Delta("first")
-        await self.chat(messages)
-        yield Delta("last")
-
-    async def close(self):
-        pass
-
-    def pass_one(self):
-        self.waiting.pop(0).set_result(None)
-
-
-def words(text):
-    return [{"role": "user", "content": text}]
-
-
-async def started(coroutine):
-    task = asyncio.create_task(coroutine)
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    return task
-
-
-def idle(pool):
-    stats = pool.stats()
-    return (stats["in_flight"], stats["waiting"]) == (0, 0)
 
 
 async def test_a_call_goes_through_and_is_counted():
@@ -282,7 +206,7 @@ async def test_a_stream_falls_back_before_its_first_piece_and_never_after():
 
 
 async def test_no_slot_is_held_during_a_pause():
-    llm = Scripted(LLMRateLimited("slow", retry_after=0.6))
+    llm = Scripted(LLMUnavailable("busy", retry_after=0.6))
     async with LLMPool([llm], max_concurrent=1) as pool:
         first = await started(pool.chat(HELLO))
         begin = monotonic()
@@ -348,7 +272,7 @@ async def test_a_finished_call_leaves_no_timer_behind():
 
 
 async def test_a_callers_cancellation_wins_over_a_deadline_in_the_same_moment():
-    call = Call(5)
+    call = Call(5, Alarm(0.01, monotonic), monotonic)
 
     async def inside():
         with call:
@@ -408,86 +332,14 @@ async def test_close_during_a_pause():
         await call
 
 
-async def storm(pool, rng, operations):
-    """Run random calls, of which most are cancelled at random moments, waiting, running or finishing."""
-    outcomes = {"done": 0, "cancelled": 0, "late": 0}
-
-    async def one():
-        timeout = rng.choice([None, 0.002, 1])
-        if rng.random() < 0.3:
-            async for _ in pool.stream(HELLO, priority=rng.randrange(3), timeout=timeout):
-                pass
-        else:
-            await pool.chat(HELLO, priority=rng.randrange(3), timeout=timeout)
-
-    tasks = set()
-    for _ in range(operations):
-        task = asyncio.create_task(one())
-        tasks.add(task)
-        if rng.random() < 0.7:
-            asyncio.get_running_loop().call_later(rng.choice([0, 0, 0.001, 0.003]), task.cancel)
-        if len(tasks) > 200:
-            done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                kind = "cancelled" if task.cancelled() else "late" if task.exception() else "done"
-                outcomes[kind] += 1
-                if not task.cancelled() and task.exception():
-                    assert isinstance(task.exception(), LLMTimeout)
-    await asyncio.wait(tasks)
-    return outcomes
-
-
-async def test_a_storm_of_cancellations_leaves_no_slot_taken():
-    rng = random.Random(11)
-    llm = SimulatedLLM(latency=lambda _: rng.choice([0, 0, 0.001, 0.003]))
-    async with LLMPool([llm], max_concurrent=7) as pool:
-        outcomes = await storm(pool, rng, 10_000)
-        assert idle(pool)
-        assert all(outcomes.values()), outcomes
-        assert (await pool.chat(HELLO)).text
-
-
-async def test_a_storm_over_real_sockets_leaves_nothing():
-    rng = random.Random(5)
-    async with Stub(SimulatedLLM(0.002)) as stub, LLMPool([Endpoint(stub.url)], max_concurrent=20) as pool:
-        stub.faults.extend(rng.choices(["reset", "cut", "error", "bad_sse", None], k=100))
-        tasks = [asyncio.create_task(pool.chat(HELLO)) for _ in range(150)]
-        tasks += [asyncio.create_task(drained(pool.stream(HELLO))) for _ in range(150)]
-        for task in tasks:
-            if rng.random() < 0.5:
-                asyncio.get_running_loop().call_later(rng.random() * 0.2, task.cancel)
-        await asyncio.wait(tasks)
-        assert idle(pool)
-        assert (await pool.chat(HELLO)).text
-
-
-async def drained(pieces):
-    return [piece async for piece in pieces]
-
-
-async def test_many_cancelled_waiters_are_swept_out_of_the_heap():
-    slots = Slots(limit=1, max_waiting=10_000)
-    await slots.acquire()
-    for _ in range(20):
-        waiters = [asyncio.create_task(slots.acquire()) for _ in range(100)]
-        await asyncio.sleep(0)
-        for waiter in waiters:
-            waiter.cancel()
-        await asyncio.wait(waiters)
-    assert (slots.waiting, slots.in_flight) == (0, 1)
-    assert len(slots._heap) <= 100
-    slots.release()
-    assert slots.in_flight == 0
-
-
 def test_the_route_is_bounded():
-    route = Route(3)
+    route = Route("abc", Budget(0.1, 10))
     pauses = [route.failed(LLMUnavailable("down"), left=60) for _ in range(5)]
     assert [bool(pause) for pause in pauses] == [True, False, True, False, True]
     with pytest.raises(LLMUnavailable):
         route.failed(LLMUnavailable("down"), left=60)
     with pytest.raises(LLMUnavailable):
-        Route(3).failed(LLMUnavailable("down"), left=0)
+        Route("abc", Budget(0.1, 10)).failed(LLMUnavailable("down"), left=0)
 
 
 @pytest.mark.parametrize("wrong", [{"sources": []}, {"sources": [SimulatedLLM()], "max_concurrent": 0}])

@@ -21,7 +21,7 @@ from .flags import Flags
 from .journal import Journal, last
 from .lanes import Lanes
 from .llm import LLMPool
-from .llm.discovery import discover
+from .llm.discovery import discover, fallbacks
 from .llm.packing import Classifier
 from .memory import MemoryStore
 from .message import Message, Turn, checked_id, checked_user
@@ -60,9 +60,11 @@ REMEMBER_SECONDS = 10.0
 class Engine:
     """The runtime under a companion bot; open it with `Engine.open`, it is closed when the block ends."""
 
-    def __init__(self, settings: Settings, database: Database, llm: LLMPool, embedder: Embedder) -> None:
+    def __init__(
+        self, settings: Settings, database: Database, llm: LLMPool, embedder: Embedder, flags: Flags
+    ) -> None:
         self.settings = settings
-        self.flags = Flags(settings)
+        self.flags = flags
         self.llm = llm
         self.llm_description = ""
         self.embedder = embedder
@@ -143,7 +145,8 @@ class Engine:
         async with AsyncExitStack() as stack:
             database = await Database.open(settings.data_dir)
             stack.push_async_callback(database.close)
-            pool, description = await pool_for(llm, settings)
+            flags = Flags(settings)
+            pool, description = await pool_for(llm, settings, flags)
             if pool is not llm:  # a pool that was handed in belongs to whoever made it
                 stack.push_async_callback(pool.close)
             engine = cls(
@@ -151,6 +154,7 @@ class Engine:
                 database,
                 pool,
                 embedder if embedder is not None else await asyncio.to_thread(StaticEmbedder),
+                flags,
             )
             engine.llm_description = description
             log.info("%s", description)
@@ -354,7 +358,9 @@ class Engine:
         self._claims.close()
 
 
-async def pool_for(llm: LLMPool | ChatProvider | Endpoint | None, settings: Settings) -> tuple[LLMPool, str]:
+async def pool_for(
+    llm: LLMPool | ChatProvider | Endpoint | None, settings: Settings, flags: Flags
+) -> tuple[LLMPool, str]:
     """Return the pool for what was given, and a sentence that says which model answers."""
     if isinstance(llm, LLMPool):
         return llm, "the pool that was handed in"
@@ -362,5 +368,14 @@ async def pool_for(llm: LLMPool | ChatProvider | Endpoint | None, settings: Sett
         llm, description = await discover(settings)
     else:
         description = f"{llm!r}"
-    limit, timeout = settings.max_concurrent_requests, settings.llm_request_timeout
-    return LLMPool([llm], max_concurrent=limit, timeout=timeout), description
+    pool = LLMPool(
+        [llm, *fallbacks(settings)],
+        max_concurrent=settings.max_concurrent_requests,
+        timeout=settings.llm_request_timeout,
+        queue_timeout=settings.llm_queue_timeout,
+        order=settings.llm_order,
+        adaptive=lambda: flags.adaptive,
+        hedging=lambda: flags.hedging,
+        coalescing=lambda: flags.batching,
+    )
+    return pool, description

@@ -164,9 +164,13 @@ class SchemaTooNew(StoreError):
 
 
 class LLMError(WhisperFastError):
-    """The language model gave no usable answer; `status` is its HTTP status where there was one."""
+    """The language model gave no usable answer; `status` is its HTTP status where there was one.
+
+    `outage` says whether the server failed, as opposed to the request.
+    """
 
     status: int | None = None
+    outage = False
 
     def __init__(self, message: str, *, status: int | None = None, retry_after: float | None = None) -> None:
         super().__init__(message, retry_after=retry_after)
@@ -178,6 +182,7 @@ class LLMUnavailable(LLMError):
     """Nobody answers at the endpoint's address, or it answered with a server error."""
 
     retriable = True
+    outage = True
 
 
 class LLMRateLimited(LLMError):
@@ -190,6 +195,7 @@ class LLMTimeout(LLMError, TimeoutError):
     """The endpoint did not answer in the time given."""
 
     retriable = True
+    outage = True
 
 
 class LLMRejected(LLMError):
@@ -200,6 +206,7 @@ class LLMProtocolError(LLMError):
     """What the endpoint answered is not the OpenAI protocol."""
 
     retriable = True
+    outage = True
 
 
 def own_copy(error: BaseException) -> BaseException:

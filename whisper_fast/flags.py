@@ -16,14 +16,17 @@ class Flags:
     """The flags of one engine; with all of them off it still answers, sequentially.
 
     `parallel` runs components together, `batching` embeds for many users at once, `caching` keeps segments and
-    conversations in memory, `preload` follows `Engine.hint`.
+    conversations in memory, `preload` follows `Engine.hint`, `hedging` asks a slow model a second time,
+    `adaptive` lets the model's limit follow what it bears.
     """
 
-    __slots__ = ("batching", "caching", "parallel", "preload")
+    __slots__ = ("adaptive", "batching", "caching", "hedging", "parallel", "preload")
 
+    adaptive: bool
     parallel: bool
     batching: bool
     caching: bool
+    hedging: bool
     preload: bool
 
     def __init__(self, settings: Settings) -> None:

@@ -45,6 +45,11 @@ class Settings(BaseSettings):
     llm_chat_api_key: SecretStr | None = plan("LLM_CHAT_API_KEY", None)
     llm_request_timeout: float = plan("LLM_REQUEST_TIMEOUT", 90.0, gt=0)
     max_concurrent_requests: int = plan("MAX_CONCURRENT_REQUESTS", 50, ge=1)
+    llm_concurrency: int | None = Field(None, ge=1)
+    llm_queue_timeout: float = Field(90.0, gt=0)
+    llm_fallback_urls: Annotated[tuple[str, ...], NoDecode] = ()
+    llm_fallback_api_key: SecretStr | None = None
+    llm_order: Literal["listed", "fastest", "prefix"] = "listed"
     llm_ca_file: Path | None = None
     llm_proxy: SecretStr | None = None
     llm_allow_link_local: bool = False
@@ -89,6 +94,8 @@ class Settings(BaseSettings):
     feature_batching: bool = True
     feature_caching: bool = True
     feature_preload: bool = True
+    feature_hedging: bool = True
+    feature_adaptive: bool = True
 
     def __init__(self, **overrides: Any) -> None:
         """Read the environment; `overrides` win. Raises SettingsError."""
@@ -97,7 +104,7 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise SettingsError("; ".join(self._explain(e) for e in error.errors())) from None
 
-    @field_validator("api_keys", "trusted_api_keys", mode="before")
+    @field_validator("api_keys", "trusted_api_keys", "llm_fallback_urls", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(k.strip() for k in value.split(",") if k.strip()) if isinstance(value, str) else value

@@ -5,7 +5,9 @@ endpoint     where a server is; address (where none may be)
 provider     an OpenAI-compatible server; transport (HTTP), wire (JSON), pieces and sse (streams), silence (their
              timeouts), tokens (what was used) under it
 simulated    a model that is only simulated
-pool         many callers, few slots; slots (who is next), call (the budget), route (where next) under it
+pool         many callers, few slots; under it: upstream (an endpoint with its limit and breaker), slots (who is
+             next), call (the budget), alarm (all deadlines), route and prefix (where next), reading (a stream),
+             budget (extra requests), hedge and latency (second attempts), flight (equal requests)
 packing      small questions of many users in one call
 discovery    which model a start finds
 """

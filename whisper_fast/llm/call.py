@@ -1,17 +1,23 @@
-"""One call under way, which its deadline or the pool's end may interrupt."""
+"""One call under way, which its deadline, a faster answer or the pool's end may interrupt."""
 
 from __future__ import annotations
 
 import asyncio
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from whisper_fast.errors import LLMTimeout, WhisperFastError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
-__all__ = ["Call"]
+    from .alarm import Alarm
+
+__all__ = ["Call", "Overtaken"]
+
+
+class Overtaken(WhisperFastError):
+    """Another attempt of the same call was faster; never leaves the pool."""
 
 
 class Call:
@@ -19,45 +25,58 @@ class Call:
 
     `strike(error)` raises `error` where the task waits, or at its next entry when it is outside; this is how
     asyncio.timeout works (cancel, then uncancel), but it may be left and entered again, so a stream can keep
-    one timer and still never interrupt its reader between two pieces.
+    one timer and still never interrupt its reader between two pieces. `overtake` raises Overtaken once.
     """
 
-    __slots__ = ("_armed_at", "_cancelling", "_error", "_left", "_outside", "_task", "_timer", "budget")
+    __slots__ = (
+        "_alarm",
+        "_armed_at",
+        "_cancelling",
+        "_clock",
+        "_error",
+        "_left",
+        "_outside",
+        "_overtaken",
+        "_task",
+        "_tick",
+        "budget",
+    )
 
-    def __init__(self, budget: float) -> None:
-        self.budget = budget
-        self._left = budget
-        self._armed_at = 0.0
+    def __init__(self, budget: float, alarm: Alarm, clock: Callable[[], float]) -> None:
+        self.budget = self._left = budget
+        self._alarm = alarm
+        self._clock = clock
+        self._tick = 0  # of the alarm; 0 while the budget does not run
         self._error: WhisperFastError | None = None
         self._task: asyncio.Task[object] | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._outside: asyncio.Future[None] | None = None
-        self._cancelling = 0
+        self._overtaken = False
 
     @property
     def left(self) -> float:
         """Seconds of the budget that are not used up; none after a strike."""
         if self._error is not None:
             return 0.0
-        return self._left if self._timer is None else self._left - (monotonic() - self._armed_at)
+        return self._left - (self._clock() - self._armed_at) if self._tick else self._left
 
-    def arm(self) -> None:
-        """Let the budget run."""
-        self._armed_at = monotonic()
-        self._timer = asyncio.get_running_loop().call_later(max(0.0, self._left), self._expire)
+    def arm(self, now: float) -> None:
+        """Let the budget run from `now` on; harmless when it does already."""
+        if not self._tick:
+            self._armed_at = now
+            self._tick = self._alarm.set(now + max(0.0, self._left), self)
 
     def disarm(self) -> None:
         """Stop the budget, what is left stays; harmless when it does not run."""
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._tick:
+            self._alarm.cancel(self._tick, self)
             self._left = self.left
-            self._timer = None
+            self._tick = 0
 
     def end(self) -> None:
         """Stop the budget for good."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._tick:
+            self._alarm.cancel(self._tick, self)
+            self._tick = 0
 
     def strike(self, error: WhisperFastError) -> None:
         """End the call with `error`; only the first strike counts."""
@@ -66,13 +85,20 @@ class Call:
             if self._task is not None:
                 self._task.cancel()
 
+    def overtake(self) -> None:
+        """Raise Overtaken where the task waits, this once; nothing happens when it is outside or struck."""
+        if self._error is None and self._task is not None and not self._overtaken:
+            self._overtaken = True
+            self._task.cancel()
+
     def outside(self) -> asyncio.Future[None] | None:
         """Return what is done once the task has left, None when no task is inside."""
         if self._task is not None and self._outside is None:
             self._outside = asyncio.get_running_loop().create_future()
         return self._outside
 
-    def _expire(self) -> None:
+    def ring(self) -> None:
+        """End the call: its time is over."""
         self.strike(LLMTimeout(f"the language model did not finish within {self.budget:g} s"))
 
     def __enter__(self) -> None:
@@ -89,8 +115,11 @@ class Call:
         task, self._task = self._task, None
         if self._outside is not None and not self._outside.done():
             self._outside.set_result(None)
-        struck = self._error
-        if struck is None or task is None:
+        overtaken, self._overtaken = self._overtaken, False
+        if task is None or not (overtaken or self._error):
             return
-        if task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
-            raise struck from None
+        cancels = task.uncancel()
+        if overtaken and self._error:
+            cancels = task.uncancel()  # each of the two had cancelled it
+        if cancels <= self._cancelling and kind is asyncio.CancelledError:
+            raise (self._error or Overtaken("another attempt was faster")) from None

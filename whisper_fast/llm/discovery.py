@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from whisper_fast.settings import Settings
 
-__all__ = ["LOCAL_SERVERS", "discover"]
+__all__ = ["LOCAL_SERVERS", "discover", "fallbacks"]
 
 LOCAL_SERVERS = {"LM Studio": 1234, "Ollama": 11434, "llama.cpp": 8080, "vLLM": 8000}
 """Servers that people run on their own machine, and the ports that they use unless told otherwise."""
@@ -71,6 +71,7 @@ def configured(settings: Settings) -> tuple[Endpoint, str]:
             ca_file=settings.llm_ca_file,
             proxy=settings.llm_proxy.get_secret_value() if settings.llm_proxy else None,
             allow_link_local=settings.llm_allow_link_local,
+            max_concurrent=settings.llm_concurrency,
         )
     except SettingsError as error:
         raise SettingsError(in_variables(str(error))) from None
@@ -78,6 +79,21 @@ def configured(settings: Settings) -> tuple[Endpoint, str]:
     return endpoint, (
         f"The language model is {model} at {endpoint.base_url}, as LLM_CHAT_API_URL and LLM_CHAT_MODEL say."
     )
+
+
+def fallbacks(settings: Settings) -> list[Endpoint]:
+    """Return the further endpoints that the settings name; raises SettingsError that names the variable."""
+    key = settings.llm_fallback_api_key.get_secret_value() if settings.llm_fallback_api_key else None
+    try:
+        return [
+            Endpoint(
+                url, settings.llm_chat_model or None, key or None, allow_link_local=settings.llm_allow_link_local
+            )
+            for url in settings.llm_fallback_urls
+        ]
+    except SettingsError as error:
+        text = str(error).replace("base_url", "WHISPER_FAST_LLM_FALLBACK_URLS")
+        raise SettingsError(text.replace("api_key", "WHISPER_FAST_LLM_FALLBACK_API_KEY")) from None
 
 
 def in_variables(text: str) -> str:
@@ -88,7 +104,9 @@ def in_variables(text: str) -> str:
 
 def local(settings: Settings, name: str, port: int, model: str) -> tuple[Endpoint, str]:
     """Return the endpoint of a server that answered on this machine."""
-    endpoint = Endpoint(f"http://127.0.0.1:{port}", settings.llm_chat_model or model)
+    endpoint = Endpoint(
+        f"http://127.0.0.1:{port}", settings.llm_chat_model or model, max_concurrent=settings.llm_concurrency
+    )
     return endpoint, (
         f"The language model is {endpoint.model} at {endpoint.base_url}, where a server answered "
         f"({name}'s usual port). Set LLM_CHAT_API_URL and LLM_CHAT_MODEL to use another."

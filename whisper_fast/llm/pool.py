@@ -1,70 +1,61 @@
-"""Many callers, few slots: the pool admits, times, retries and falls back, and leaves nothing behind."""
+"""Many callers, few slots: the pool admits, times, retries, hedges and falls back, and leaves nothing behind."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from functools import partial
+from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from whisper_fast.errors import Closed, LLMError, Overloaded, SettingsError
+from whisper_fast.errors import Closed, LLMError, LLMRateLimited, LLMUnavailable, Overloaded, SettingsError
 
-from .call import Call
-from .endpoint import Endpoint
-from .provider import OpenAIProvider
-from .route import Route
-from .slots import Slots
+from .alarm import Alarm
+from .budget import Budget
+from .call import Call, Overtaken
+from .flight import Flights, deterministic, identity
+from .hedge import BURST, SHARE, Hedge, Hedges
+from .reading import Reading
+from .route import ORDERS, Order, Route, ordered
+from .upstream import Upstream, Visit
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
     from types import TracebackType
     from typing import Self
 
     from whisper_fast.message import ChatMessage, Delta
 
     from .completion import ChatProvider, Completion
+    from .endpoint import Endpoint
 
 __all__ = ["LLMPool"]
 
 UNWIND = 5.0  # seconds that interrupted calls have to give back what they hold
+TICK, FINE_TICK = 0.02, 0.001  # seconds that a deadline, and a hedge, may be late
+RETRIES = (0.1, 10.0)  # retries for each answer, and how many at once after a calm time
 
 
-class Upstream:
-    """One endpoint as the pool sees it: who answers, how many at once, and how it went."""
-
-    __slots__ = ("calls", "errors", "provider", "slots")
-
-    def __init__(self, source: Endpoint | ChatProvider, max_concurrent: int, max_waiting: int) -> None:
-        self.calls = 0
-        self.errors: Counter[str] = Counter()
-        if isinstance(source, Endpoint):
-            self.provider: ChatProvider = OpenAIProvider(source, timeout=None)  # the pool's budget is the limit
-            max_concurrent = source.max_concurrent or max_concurrent
-        else:
-            self.provider = source
-        self.slots = Slots(max_concurrent, max_waiting)
-
-    def stats(self) -> dict[str, Any]:
-        slots = self.slots
-        return {
-            "name": self.provider.name,
-            "in_flight": slots.in_flight,
-            "limit": slots.limit,
-            "waiting": slots.waiting,
-            "calls": self.calls,
-            "errors": dict(self.errors),
-        }
+def on() -> bool:
+    return True
 
 
 class LLMPool:
-    """Language models in order of preference, each with `max_concurrent` slots.
+    """Language models, each with a limit on its concurrent calls that starts at `max_concurrent` and adapts.
 
     A source is an Endpoint or anything that is a ChatProvider; the pool closes them with itself. A call waits
     for its slot at most `queue_timeout` seconds (None: as long as it takes), then has `timeout` seconds for
-    everything else: connecting, the first token, the last token, retries. See `Route` for which errors are
-    tried again.
+    everything else: connecting, the first token, the last token, retries. Who waits goes by priority (smaller first),
+    then by fairness between users in tokens (`_fair.FairQueue`). `order` says which endpoint a call tries first
+    (`route.ordered`); `Route` which errors are tried again, `Upstream` when an endpoint is left alone.
 
         async with LLMPool([Endpoint("http://127.0.0.1:1234"), SimulatedLLM()], max_concurrent=50) as pool:
             completion = await pool.chat([{"role": "user", "content": "hi"}])
+
+    `adaptive`, `hedging` and `coalescing` are asked before each use, so that they can be switched while it runs: the
+    limits that follow the servers (`limits.AdaptiveLimit`), second attempts of slow calls (`hedge.Hedges`), one call
+    for equal deterministic requests under way (`flight`).
 
     Errors of a call: Overloaded when `max_waiting` calls wait already, DeadlineExceeded when no slot became
     free, LLMTimeout when the time was used up, Closed when the pool was closed, and the other LLMErrors of
@@ -79,15 +70,31 @@ class LLMPool:
         timeout: float = 90.0,
         queue_timeout: float | None = 90.0,
         max_waiting: int = 100_000,
+        order: Order = "listed",
+        adaptive: Callable[[], bool] = on,
+        hedging: Callable[[], bool] = on,
+        coalescing: Callable[[], bool] = on,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         if not sources:
             raise SettingsError("a pool needs at least one endpoint")
         if max_concurrent < 1:
             raise SettingsError(f"max_concurrent is {max_concurrent}; it must be at least 1")
-        self._upstreams = [Upstream(source, max_concurrent, max_waiting) for source in sources]
-        self._timeout = timeout
+        if order not in ORDERS:
+            raise SettingsError(f"order is {order!r:.40}; it is one of {', '.join(ORDERS)}")
+        self._clock = clock
+        self._alarm = Alarm(TICK, clock)
+        self._upstreams = [
+            Upstream(source, max_concurrent, max_waiting, self._alarm, clock, adaptive) for source in sources
+        ]
+        self._timeout = checked(timeout)
         self._queue_timeout = queue_timeout
-        self._calls: set[Call] = set()
+        self._order: Order = order
+        self._retries = Budget(*RETRIES)
+        self._hedging = hedging
+        self._hedges = Hedges(Alarm(FINE_TICK, clock), Budget(SHARE, BURST))
+        self._coalescing = coalescing
+        self._flights = Flights()
         self._closed = False
 
     @property
@@ -98,7 +105,7 @@ class LLMPool:
     @property
     def models(self) -> tuple[str, ...]:
         """The models in order of preference, as far as they are known; a server's own choice is once it was asked."""
-        models = (getattr(upstream.provider, "model", upstream.provider.name) for upstream in self._upstreams)
+        models = (getattr(upstream.provider, "model", upstream.name) for upstream in self._upstreams)
         return tuple(dict.fromkeys(model for model in models if model))
 
     async def chat(
@@ -108,28 +115,78 @@ class LLMPool:
         user: str | None = None,
         priority: int = 0,
         timeout: float | None = None,
+        shared: bool = False,
         **params: Any,
     ) -> Completion:
-        """Return the answer to `messages`; smaller `priority` is served first, equal ones in order of arrival.
+        """Return the answer to `messages`; smaller `priority` is served first, from -100 to 100.
 
-        `user` says whose call it is; it stays in this process. `params` goes to the model as it is.
+        `user` says whose call it is; it stays in this process. Equal requests under way at temperature 0 or with a
+        seed are one call, within one user, and with others' only where both are `shared`. `params` goes to the model
+        as it is.
         """
-        call, route = self._begin(timeout)
+        if self._closed:
+            raise Closed("the pool is closed")
+        if deterministic(params) and (shared or user is not None) and self._coalescing():
+            key = identity(None if shared else user, (shared, priority, timeout), messages, params)
+            if key is not None:
+                return await self._flights.join(key, partial(self._chat, messages, user, priority, timeout, params))
+        return await self._chat(messages, user, priority, timeout, params)
+
+    async def _chat(
+        self,
+        messages: Sequence[ChatMessage],
+        user: str | None,
+        priority: int,
+        timeout: float | None,
+        params: dict[str, Any],
+    ) -> Completion:
+        call, route = self._begin(timeout, messages)
         try:
             while True:
-                upstream = self._take(route) or await self._admit(call, route, priority)
-                call.arm()
+                now = self._clock()
+                visit = route.upstream.take(user, priority, now) or await self._admit(route, user, priority)
+                call.arm(visit.begun)
+                hedge = None
+                if visit.upstream.whole.high < inf and self._hedging():
+                    hedge = self._hedged_chat(call, route, visit, messages, params)
                 try:
-                    with call:
-                        return await upstream.provider.chat(messages, **params)
+                    return await self._asked(call, visit, hedge, messages, params)
                 except LLMError as error:
-                    upstream.errors[type(error).__name__] += 1
                     pause = route.failed(error, call.left)
                 finally:
-                    upstream.slots.release()
+                    if hedge is not None:
+                        hedge.cancel()
                 await self._pause(call, pause)
         finally:
-            self._end(call)
+            call.end()
+
+    async def _asked(
+        self,
+        call: Call,
+        visit: Visit,
+        hedge: Hedge[Completion] | None,
+        messages: Sequence[ChatMessage],
+        params: dict[str, Any],
+    ) -> Completion:
+        """Return the answer of one attempt, or of its hedge where that is first or the only one."""
+        try:
+            with call:
+                answer = await visit.upstream.provider.chat(messages, **params)
+        except Overtaken:
+            visit.left()
+            assert hedge is not None  # noqa: S101 - nobody else overtakes
+            return hedge.take_result()
+        except LLMError as error:
+            visit.failed(error)
+            if hedge is None or not hedge.running:
+                raise
+            return await rescued(call, hedge, error)
+        except BaseException:
+            visit.left()
+            raise
+        visit.answered(answer.usage)
+        self._earn()
+        return answer
 
     async def stream(
         self,
@@ -145,37 +202,62 @@ class LLMPool:
         Whoever stops before the end should `aclose()` the iterator: that ends the call upstream and frees its
         slot.
         """
-        call, route = self._begin(timeout)
+        call, route = self._begin(timeout, messages)
         try:
             while True:
-                upstream = self._take(route) or await self._admit(call, route, priority)
-                call.arm()
-                begun = False
-                pieces = upstream.provider.stream(messages, **params)
+                now = self._clock()
+                visit = route.upstream.take(user, priority, now) or await self._admit(route, user, priority)
+                call.arm(visit.begun)
+                reading, begun = Reading(visit, messages, params), False
+                settle: Callable[[], None] = visit.left
                 try:
+                    reading, pieces = await self._first(call, route, reading, messages, params)
+                    settle, begun = reading.visit.left, True
                     while True:
+                        for piece in pieces:
+                            yield piece
                         with call:  # only in here the call may be interrupted
-                            piece = await anext(pieces)
-                        begun = True
-                        yield piece
+                            pieces = await reading.next()
                 except StopAsyncIteration:
+                    settle = partial(reading.visit.answered, reading.usage)
+                    self._earn()
                     return
                 except LLMError as error:
-                    upstream.errors[type(error).__name__] += 1
+                    settle = partial(reading.visit.failed, error)
                     if begun:
                         raise
                     pause = route.failed(error, call.left)
                 finally:
                     try:
-                        await finish(pieces)
+                        await reading.close()
                     finally:
-                        upstream.slots.release()
+                        settle()
                 await self._pause(call, pause)
         finally:
-            self._end(call)
+            call.end()
+
+    async def _first(
+        self, call: Call, route: Route, reading: Reading, messages: Sequence[ChatMessage], params: dict[str, Any]
+    ) -> tuple[Reading, Sequence[Delta]]:
+        """Return the first pieces and where to read on: of the attempt, or of its hedge where that was first."""
+        visit, hedge = reading.visit, None
+        if visit.upstream.first.high < inf and self._hedging():
+            hedge = self._hedged_stream(call, route, visit, messages, params)
+        try:
+            with call:
+                pieces = await reading.next()
+            visit.first = self._clock() - visit.begun
+            return reading, pieces
+        except Overtaken:
+            await reading.leave()
+            assert hedge is not None  # noqa: S101 - nobody else overtakes
+            return hedge.take_result()
+        finally:
+            if hedge is not None:
+                hedge.cancel()
 
     def stats(self) -> dict[str, Any]:
-        """Return in_flight, limit, waiting, calls and errors (class name -> count), in all and per endpoint.
+        """Return in_flight, limit, waiting, calls, errors (class name -> count) and more, in all and per endpoint.
 
         `calls` and `errors` count attempts at an endpoint: a call that was tried again counts twice.
         """
@@ -183,21 +265,34 @@ class LLMPool:
         total: dict[str, Any] = {
             key: sum(endpoint[key] for endpoint in endpoints) for key in ("in_flight", "limit", "waiting", "calls")
         }
-        errors = sum((upstream.errors for upstream in self._upstreams), Counter[str]())
-        return total | {"errors": dict(errors), "endpoints": endpoints}
+        return total | {
+            "errors": dict(sum((upstream.errors for upstream in self._upstreams), Counter[str]())),
+            "oldest_waiting": max(endpoint["oldest_waiting"] for endpoint in endpoints),
+            "retries": self._retries.spent,
+            "retries_denied": self._retries.denied,
+            "hedges": self._hedges.budget.spent,
+            "hedges_won": self._hedges.won,
+            "coalesced": self._flights.joined,
+            "endpoints": endpoints,
+        }
 
     async def close(self) -> None:
         """End every call with Closed, close the providers; returns when nothing is left. May be called twice."""
         self._closed = True
         for upstream in self._upstreams:
             upstream.slots.close()
-        for call in self._calls:
+        calls = [sleeper for sleeper in self._alarm if isinstance(sleeper, Call)]
+        for call in calls:
             call.strike(Closed("the pool was closed during this call"))
-        inside = [left for call in self._calls if (left := call.outside()) is not None]
+        inside = [left for call in calls if (left := call.outside()) is not None]
         if inside:
             await asyncio.wait(inside, timeout=UNWIND)
+        await self._flights.close()
+        await self._hedges.close()
         for upstream in self._upstreams:
-            await upstream.provider.close()
+            await upstream.close()
+        self._alarm.close()
+        self._hedges.alarm.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -207,32 +302,24 @@ class LLMPool:
     ) -> None:
         await self.close()
 
-    def _begin(self, timeout: float | None) -> tuple[Call, Route]:
+    def _begin(self, timeout: float | None, messages: Sequence[ChatMessage]) -> tuple[Call, Route]:
         if self._closed:
             raise Closed("the pool is closed")
-        call = Call(self._timeout if timeout is None else timeout)
-        self._calls.add(call)
-        return call, Route(len(self._upstreams))
+        call = Call(self._timeout if timeout is None else checked(timeout), self._alarm, self._clock)
+        return call, Route(ordered(self._upstreams, self._order, messages), self._retries)
 
-    def _take(self, route: Route) -> Upstream | None:
-        """Take a slot of the route's endpoint if one is free; return the endpoint."""
-        upstream = self._upstreams[route.at]
-        if not upstream.slots.take():
-            return None
-        upstream.calls += 1
-        return upstream
-
-    async def _admit(self, call: Call, route: Route, priority: int) -> Upstream:
-        """Take a slot of the route's endpoint, or of a later one where that is overloaded; return the endpoint."""
+    async def _admit(self, route: Route, user: str | None, priority: int) -> Visit:
+        """Return a visit of the route's endpoint, or of a later one where that is shut or overloaded."""
         while True:
-            upstream = self._upstreams[route.at]
+            if not route.last and route.upstream.slots.shut:
+                route.skip()
+                continue
             try:
-                await upstream.slots.acquire(priority, self._queue_timeout)
-            except Overloaded as error:
-                route.failed(error, call.left)
-            else:
-                upstream.calls += 1
-                return upstream
+                return await route.upstream.acquire(user, priority, self._queue_timeout)
+            except (Overloaded, LLMUnavailable, LLMRateLimited):
+                if route.last:
+                    raise
+                route.skip()
 
     async def _pause(self, call: Call, seconds: float) -> None:
         """Wait within the call's budget, holding no slot, before it queues again."""
@@ -241,13 +328,69 @@ class LLMPool:
                 await asyncio.sleep(seconds)
         call.disarm()
 
-    def _end(self, call: Call) -> None:
-        call.end()
-        self._calls.discard(call)
+    def _earn(self) -> None:
+        self._retries.earn()
+        self._hedges.budget.earn()
+
+    def _second(self, route: Route, visit: Visit) -> Visit | None:
+        """Return a visit for a hedge: of the same endpoint where the order is one of preference, else of the next."""
+        others = [upstream for upstream in route.upstreams if upstream is not visit.upstream]
+        if self._order == "listed" or not others:
+            others = [visit.upstream] if visit.upstream.slots.limit > 1 else []
+        now = self._clock()
+        for upstream in others:
+            if second := upstream.take(visit.user, visit.priority, now):
+                return second
+        return None
+
+    def _hedged_chat(
+        self, call: Call, route: Route, visit: Visit, messages: Sequence[ChatMessage], params: dict[str, Any]
+    ) -> Hedge[Completion]:
+        return Hedge(
+            self._hedges,
+            call,
+            visit.begun + visit.upstream.whole.high,
+            partial(self._second, route, visit),
+            lambda second: second.upstream.provider.chat(messages, **params),
+            lambda second, answer: second.answered(answer.usage),
+        )
+
+    def _hedged_stream(
+        self, call: Call, route: Route, visit: Visit, messages: Sequence[ChatMessage], params: dict[str, Any]
+    ) -> Hedge[tuple[Reading, Sequence[Delta]]]:
+        async def opened(second: Visit) -> tuple[Reading, Sequence[Delta]]:
+            reading = Reading(second, messages, params)
+            try:
+                pieces = await reading.next()
+            except BaseException:
+                await reading.close()
+                raise
+            second.first = self._clock() - second.begun
+            return reading, pieces
+
+        return Hedge(
+            self._hedges,
+            call,
+            visit.begun + visit.upstream.first.high,
+            partial(self._second, route, visit),
+            opened,
+            discard=lambda found: found[0].leave(),
+        )
 
 
-async def finish(pieces: AsyncIterator[Delta]) -> None:
-    """Close a stream that may not have been read to its end."""
-    close = getattr(pieces, "aclose", None)
-    if close is not None:
-        await close()
+async def rescued(call: Call, hedge: Hedge[Completion], error: LLMError) -> Completion:
+    """Return the answer of a hedge whose first attempt has failed; raises that one's error when both have."""
+    try:
+        with call:
+            return await hedge.result()
+    except (LLMError, Overtaken):
+        if hedge.running:
+            return hedge.take_result()
+        raise error from None
+
+
+def checked(timeout: float) -> float:
+    """Return a number of seconds; raises SettingsError for one that is none."""
+    if timeout >= 0:
+        return timeout
+    raise SettingsError(f"timeout is {timeout!r:.40}; it must be a number of seconds")
