@@ -53,14 +53,14 @@ def private_file(path: Path) -> None:
         raise StoreReadOnly(f"{path} cannot be written: {error.strerror}; check the owner and the mount") from None
 
 
-def connect(path: Path, *, readonly: bool = False) -> apsw.Connection:
+def connect(path: Path, *, readonly: bool = False, vfs: str | None = None) -> apsw.Connection:
     """Open a connection with the settings that durability rests on: WAL, synchronous FULL, deleted bytes zeroed.
 
-    Raises StoreError of the fitting kind.
+    `vfs` names one of SQLite's, None is the system's. Raises StoreError of the fitting kind.
     """
     flags = apsw.SQLITE_OPEN_READONLY if readonly else apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
     try:
-        connection = apsw.Connection(os.fspath(path), flags=flags | apsw.SQLITE_OPEN_NOMUTEX)
+        connection = apsw.Connection(os.fspath(path), flags=flags | apsw.SQLITE_OPEN_NOMUTEX, vfs=vfs)
         connection.set_busy_timeout(5000)
         if not readonly:
             connection.pragma("journal_mode", "wal")

@@ -60,9 +60,12 @@ class Database:
     `problem` is the last write's StoreError, None when the last write succeeded.
     """
 
-    def __init__(self, path: Path, lock: FolderLock | None, connection: apsw.Connection) -> None:
+    def __init__(
+        self, path: Path, lock: FolderLock | None, connection: apsw.Connection, vfs: str | None = None
+    ) -> None:
         self.folder = path.parent
         self.path = path
+        self.vfs = vfs
         self.problem: StoreError | None = None
         self.commits = 0
         self.writes = 0
@@ -80,13 +83,16 @@ class Database:
         self._read_connections: list[apsw.Connection] = []
 
     @classmethod
-    async def open(cls, folder: Path, *, name: str = DATABASE, exclusive: bool = True) -> Database:
+    async def open(
+        cls, folder: Path, *, name: str = DATABASE, exclusive: bool = True, vfs: str | None = None
+    ) -> Database:
         """Open the database `name` in `folder`, made if it is not there, and bring its schema up to date.
 
-        `exclusive` is what an engine asks for: a second one on the same folder gets StoreLocked. Raises StoreError.
+        `exclusive` is what an engine asks for: a second one on the same folder gets StoreLocked. `vfs` names
+        one of SQLite's, None is the system's. Raises StoreError.
         """
-        lock, connection = await asyncio.to_thread(prepare, folder / name, exclusive)
-        return cls(folder / name, lock, connection)
+        lock, connection = await asyncio.to_thread(prepare, folder / name, exclusive, vfs)
+        return cls(folder / name, lock, connection, vfs)
 
     async def write(self, job: Callable[[apsw.Connection], T]) -> T:
         """Run `job` in the writer's transaction; when this returns, what it wrote is on the disk.
@@ -132,7 +138,7 @@ class Database:
     def _read(self, job: Callable[[apsw.Connection], T]) -> T:
         connection: apsw.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
-            connection = self._local.connection = connect(self.path, readonly=True)
+            connection = self._local.connection = connect(self.path, readonly=True, vfs=self.vfs)
             self._read_connections.append(connection)
         try:
             return job(connection)
@@ -201,12 +207,12 @@ class Database:
             write.settle()
 
 
-def prepare(path: Path, exclusive: bool) -> tuple[FolderLock | None, apsw.Connection]:
+def prepare(path: Path, exclusive: bool, vfs: str | None) -> tuple[FolderLock | None, apsw.Connection]:
     private_folder(path.parent)
     lock = FolderLock(path) if exclusive else None
     try:
         private_file(path)
-        connection = connect(path)
+        connection = connect(path, vfs=vfs)
         migrate(connection, lambda version: keep_old(connection, path.parent, version))
     except apsw.Error as error:
         if lock:
