@@ -7,17 +7,16 @@ from math import inf, log
 
 __all__ = ["Latency"]
 
-SHORTEST, RATIO, BUCKETS = 0.0001, 1.04, 400  # 0.1 ms to 650 s in steps of 4 %
+SHORTEST, RATIO, BUCKETS = 0.0001, 1.02, 800  # 0.1 ms to 760 s in steps of 2 %
 STEP = 1 / log(RATIO)
 FULL = 2000  # samples after which the past counts half
-FRESH = 50  # samples between two looks for the quantile
-LEAST = 100  # samples before the quantile is told
+FRESH = 200  # samples between two looks for the quantile
 
 
 class Latency:
     """A histogram with logarithmic buckets that halves its counts every 2,000 samples.
 
-    `high` is the upper edge of the bucket of the `quantile`, so at most 4 % above it; infinite while fewer than 100
+    `high` is the upper edge of the bucket of the `quantile`, so at most 2 % above it; infinite while fewer than 200
     samples are known.
     """
 
@@ -45,8 +44,6 @@ class Latency:
         if self._total >= FULL:
             self._counts = [count / 2 for count in self._counts]
             self._total /= 2
-        if self._total < LEAST:
-            return
         below = accumulate(self._counts)
         bucket = next(at for at, count in enumerate(below, 1) if count >= self.quantile * self._total)
         self.high = SHORTEST * RATIO**bucket

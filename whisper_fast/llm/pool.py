@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["LLMPool"]
 
 UNWIND = 5.0  # seconds that interrupted calls have to give back what they hold
-TICK, FINE_TICK = 0.02, 0.001  # seconds that a deadline, and a hedge, may be late
+TICK, FINE_TICK = 0.02, 0.0005  # seconds that a deadline, and a hedge, may be late
 RETRIES = (0.1, 10.0)  # retries for each answer, and how many at once after a calm time
 
 
@@ -220,7 +220,7 @@ class LLMPool:
                             pieces = await reading.next()
                 except StopAsyncIteration:
                     settle = partial(reading.visit.answered, reading.usage)
-                    self._earn()
+                    self._retries.earn()
                     return
                 except LLMError as error:
                     settle = partial(reading.visit.failed, error)
@@ -246,7 +246,8 @@ class LLMPool:
         try:
             with call:
                 pieces = await reading.next()
-            visit.first = self._clock() - visit.begun
+            visit.began(self._clock())
+            self._hedges.budget.earn()
             return reading, pieces
         except Overtaken:
             await reading.leave()
@@ -365,7 +366,7 @@ class LLMPool:
             except BaseException:
                 await reading.close()
                 raise
-            second.first = self._clock() - second.begun
+            second.began(self._clock())
             return reading, pieces
 
         return Hedge(

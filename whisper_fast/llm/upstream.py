@@ -52,6 +52,11 @@ class Visit:
         self.cost = upstream.tokens
         self.first = 0.0  # seconds until the first piece of a stream
 
+    def began(self, now: float) -> None:
+        """Count the first piece of a stream."""
+        self.first = now - self.begun
+        self.upstream.first.observe(self.first)
+
     def answered(self, usage: Usage | None) -> None:
         """Count an answer and give the slot back."""
         self.upstream.answered(self, usage)
@@ -116,17 +121,19 @@ class Upstream:
 
         Raises what `Slots.acquire` raises, and LLMUnavailable when the endpoint stays shut for longer than 2 s.
         """
-        if self.slots.shut and self.shut_for > self._patience(timeout):
-            raise self._away()
-        since = await self.slots.acquire(user, priority, self.tokens, timeout)
-        visit = self._visit(user, priority, self._clock(), since)
-        if visit is None:
-            raise self._away()
-        return visit
+        until = None if timeout is None else self._clock() + timeout
+        while True:
+            left = None if until is None else max(0.0, until - self._clock())
+            if self.slots.shut and self.shut_for > self._patience(left):
+                raise self._away()
+            since = await self.slots.acquire(user, priority, self.tokens, left)
+            if visit := self._visit(user, priority, self._clock(), since):
+                return visit  # and otherwise it was shut between its turn and this moment
 
     def _visit(self, user: str | None, priority: int, now: float, since: float) -> Visit | None:
         pass_ = self.breaker.enter(now)
         if pass_ < 0:
+            self.slots.settle(user, priority, -self.tokens, since)
             self.slots.release()
             return None
         self.calls += 1
@@ -156,7 +163,6 @@ class Upstream:
         tokens = 0 if usage is None else usage.prompt_tokens + usage.completion_tokens
         in_flight = self.slots.in_flight
         if visit.first:
-            self.first.observe(visit.first)
             work = usage.prompt_tokens if usage is not None else 0
             self.limit.answered(now, visit.begun, in_flight, work, visit.first, "first token")
         else:
