@@ -6,7 +6,7 @@ import pytest
 from scripted import ScriptedLLM, quick, said
 
 from whisper_fast import Engine, Settings, retries
-from whisper_fast.errors import Busy, Interrupted, InvalidMessage, LLMUnavailable
+from whisper_fast.errors import Busy, Interrupted, InvalidMessage, LLMUnavailable, SettingsError
 from whisper_fast.journal import audit
 from whisper_fast.llm.completion import Completion
 from whisper_fast.message import Delta
@@ -175,6 +175,7 @@ async def test_a_failed_round_is_tried_again_whole(settings, monkeypatch):
         async with asyncio.timeout(20):
             while engine.stats()["answered"] < 3:
                 await asyncio.sleep(0.01)
+            await engine._lanes._settled.wait()
         texts = "\n".join([text for text, _ in await conversation(engine, "ada")])
         assert sorted(texts.split("\n")) == ["a", "b", "c"]
 
@@ -220,3 +221,12 @@ async def test_wrong_policies_and_weights_are_refused(settings):
         for wrong in ({"when_busy": "wait"}, {"weight": 0}, {"weight": "much"}, {"weight": float("nan")}):
             with pytest.raises(InvalidMessage):
                 await engine.respond(said("ada", "hi", **wrong))
+
+
+def test_the_policy_of_a_channel_comes_from_the_environment(monkeypatch):
+    monkeypatch.setenv("WHISPER_FAST_WHEN_BUSY_BY_CHANNEL", '{"general": "merge"}')
+    assert Settings().when_busy_by_channel == {"general": "merge"}
+    for wrong in ("merge", '{"general": "wait"}', "[]"):
+        monkeypatch.setenv("WHISPER_FAST_WHEN_BUSY_BY_CHANNEL", wrong)
+        with pytest.raises(SettingsError, match="WHISPER_FAST_WHEN_BUSY_BY_CHANNEL"):
+            Settings()

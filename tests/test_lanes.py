@@ -76,3 +76,128 @@ async def test_drain_gives_up_in_time_and_abort_ends_what_runs():
     await lanes.abort()
     await asyncio.sleep(0)
     assert log == ["stuck begins"]
+
+
+class Served:
+    """Runs places one slot at a time and notes whose turn it was."""
+
+    def __init__(self, slots=1):
+        self.lanes, self.order = Lanes(100_000, 1 << 30, slots=lambda: slots), []
+        self.running = self.most = 0
+
+    def put(self, user, count=1, **rank):
+        for _ in range(count):
+            self.lanes.enter(user, 1, **rank).start(lambda: self.work(user), user)
+
+    async def work(self, user):
+        self.running += 1
+        self.most = max(self.most, self.running)
+        self.order.append(user)
+        await asyncio.sleep(0)
+        self.running -= 1
+
+
+async def test_no_more_turns_run_than_there_are_slots():
+    served = Served(slots=3)
+    for n in range(50):
+        served.put(f"u{n}", 2)
+    assert await served.lanes.drain(10)
+    assert served.most == 3
+    assert len(served.order) == 100
+    assert served.lanes._queue.remembered == 0  # nobody waits: nothing is kept of anybody
+
+
+async def test_one_who_floods_delays_nobody_else():
+    served = Served()
+    served.put("flood", 200)
+    for n in range(10):
+        served.put(f"u{n}")
+    assert await served.lanes.drain(10)
+    assert set(served.order[:13]) >= {f"u{n}" for n in range(10)}
+
+
+async def test_weight_counts_while_others_wait():
+    served = Served()
+    for n in range(10):
+        served.put(f"u{n}", 40)
+    served.put("heavy", 80, weight=2.0)
+    assert await served.lanes.drain(10)
+    half = served.order[: len(served.order) // 2]
+    assert 1.6 <= half.count("heavy") / half.count("u3") <= 2.4
+
+
+async def test_the_smaller_priority_goes_first_and_the_larger_one_is_not_starved():
+    served = Served()
+    served.put("running")
+    for n in range(40):
+        served.put(f"later{n}", priority=5)
+        served.put(f"first{n}", priority=-5)
+    assert await served.lanes.drain(10)
+    early = served.order[1:41]
+    assert sum(user.startswith("first") for user in early) >= 37
+    assert any(user.startswith("later") for user in early)
+
+
+async def test_a_slot_given_back_early_goes_to_the_next_one():
+    lanes, gate, begun = Lanes(10, 100, slots=lambda: 1), asyncio.Event(), []
+
+    async def remembering(place):
+        begun.append(place.user)
+        place.rest()
+        await gate.wait()
+
+    for user in ("a", "b", "c"):
+        place = lanes.enter(user, 1)
+        place.start(lambda place=place: remembering(place), user)
+    while len(begun) < 3:
+        await asyncio.sleep(0)
+    assert lanes.running == 0
+    gate.set()
+    assert await lanes.drain(1)
+    assert lanes.running == 0
+
+
+async def test_places_that_leave_while_they_wait_for_a_slot():
+    lanes, log, gate = Lanes(10, 100, slots=lambda: 1), [], asyncio.Event()
+    lanes.enter("a", 1).start(recorder(log, "a", gate), "a")
+    waiting = [lanes.enter(user, 1) for user in ("b", "c")]
+    for place in waiting:
+        place.start(recorder(log, place.user), place.user)
+    assert lanes.waiting == 2
+    waiting[0].leave()
+    assert lanes.waiting == 1
+    gate.set()
+    assert await lanes.drain(1)
+    assert log == ["a begins", "a ends", "c begins", "c ends"]
+
+
+async def test_hurry_ends_a_drain_at_once():
+    lanes = Lanes(10, 100)
+    lanes.enter("u", 1).start(recorder([], "stuck", asyncio.Event()), "stuck")
+    draining = asyncio.ensure_future(lanes.drain(3600))
+    await asyncio.sleep(0)
+    lanes.hurry()
+    assert await draining is False
+    await lanes.abort()
+
+
+async def test_what_needs_no_model_needs_no_slot():
+    lanes, log, gate = Lanes(10, 100, slots=lambda: 1), [], asyncio.Event()
+    lanes.enter("a", 1).start(recorder(log, "a", gate), "a")
+    lanes.enter("b", 1).start(recorder(log, "b"), "b", slot=False)
+    while "b ends" not in log:
+        await asyncio.sleep(0)
+    gate.set()
+    assert await lanes.drain(1)
+
+
+async def test_bytes_are_held_once_they_are_known():
+    lanes = Lanes(10, 100)
+    place = lanes.enter("a")
+    place.hold(90)
+    other = lanes.enter("b")
+    with pytest.raises(Overloaded):
+        other.hold(20)
+    other.leave()
+    place.leave()
+    assert (lanes.bytes, lanes.places) == (0, 0)

@@ -257,14 +257,14 @@ class Lanes:
         lane.remove(place)
         self.places -= 1
         self.bytes -= place.size
-        if place.task is not None:
-            self._admission.lasted(clock.monotonic() - place._began)
-            place.rest()
-        elif place._handle:
-            self._queue.remove(place._handle)
         if lane:
             self._advance(place.user)
         else:
             del self._lanes[place.user]
-            if not self._lanes:
-                self._settled.set()
+        if place.task is not None:
+            self._admission.lasted(clock.monotonic() - place._began)
+            place.rest()  # when the user's next one waits as well: weight counts
+        elif place._handle:
+            self._queue.remove(place._handle)
+        if not self._lanes:
+            self._settled.set()

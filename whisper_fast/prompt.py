@@ -9,6 +9,7 @@ window goes to memories, best first, until half of it is used, then to the conve
 
 from __future__ import annotations
 
+from functools import lru_cache
 from time import gmtime, strftime
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["OWN", "compose", "tokens"]
 
 OWN = frozenset({"emotion", "embedding", "recall", "conversation", "persona"})
+DAY = 86_400  # seconds
 ANSWER_TOKENS = 1024  # what is kept free for the answer when the request sets no limit
 MEMORY_HEADING = "What you remember of what this person told you (use it when it helps, never invent more):"
 
@@ -53,9 +55,8 @@ def compose(turn: Turn, context_tokens: int) -> list[ChatMessage]:
 def tokens(message: ChatMessage) -> int:
     """Estimate the tokens of one chat message."""
     content = message.get("content")
-    rest = message.get("tool_calls")
     size = words(content) if isinstance(content, str) else json_tokens(content)
-    return size + (json_tokens(rest) if rest else 0)
+    return size + json_tokens(message["tool_calls"]) if message.get("tool_calls") else size
 
 
 def words(text: str) -> int:
@@ -110,7 +111,13 @@ def facts(turn: Turn) -> list[str]:
 
 def line(memory: Recalled) -> str:
     text = " ".join(memory.text.split())
-    return f"- ({strftime('%Y-%m-%d', gmtime(memory.at))}) {text}"
+    return f"- ({date(memory.at // DAY)}) {text}"
+
+
+@lru_cache(4096)
+def date(day: float) -> str:
+    """Return the date of a whole day since the epoch, in UTC."""
+    return strftime("%Y-%m-%d", gmtime(day * DAY))
 
 
 def fitting(lines: Iterable[str], room: int) -> list[str]:
@@ -126,7 +133,10 @@ def fitting(lines: Iterable[str], room: int) -> list[str]:
 def newest(messages: Sequence[ChatMessage], room: int) -> list[ChatMessage]:
     """Return the newest messages that fit; never begins with a tool's result whose call was cut off."""
     first = len(messages)
-    while first > 0 and (room := room - tokens(messages[first - 1])) >= 0:
+    for message in reversed(messages):
+        room -= tokens(message)
+        if room < 0:
+            break
         first -= 1
     while first < len(messages) and messages[first].get("role") == "tool":
         first += 1

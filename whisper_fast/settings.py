@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -71,7 +72,7 @@ class Settings(BaseSettings):
     max_waiting_bytes: int = Field(64 * MIB, ge=1024)
     max_wait_seconds: float = Field(5.0, gt=0)
     when_busy: WhenBusy = "queue"
-    when_busy_by_channel: dict[str, WhenBusy] = {}
+    when_busy_by_channel: Annotated[dict[str, WhenBusy], NoDecode] = {}
     quarantine_after: int = Field(3, ge=0)
     component_deadline: float = Field(0.5, gt=0)
     emotion_deadline: float = Field(2.0, gt=0)
@@ -108,6 +109,14 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(k.strip() for k in value.split(",") if k.strip()) if isinstance(value, str) else value
+
+    @field_validator("when_busy_by_channel", mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except ValueError as error:
+            raise ValueError(f'it is not JSON like {{"general": "merge"}} ({error})') from None
 
     @classmethod
     def _explain(cls, error: Any) -> str:

@@ -235,9 +235,11 @@ class Turns:
             await self._journal.complete(entry, sent=sent)
             return
         memory = {"text": message.text, "scope": message.scope, "at": message.at, "source": f"turn:{entry.id}"}
-        vectors = None if vector is None else [vector]
-        async with asyncio.timeout(REMEMBER_SECONDS):  # a hanging embedder must not hold the user's lane
-            pending = await self._memory.prepare(message.user, [memory], vectors=vectors)
+        if vector is not None:
+            pending = await self._memory.prepare(message.user, [memory], vectors=[vector])
+        else:
+            async with asyncio.timeout(REMEMBER_SECONDS):  # a hanging embedder must not hold the user's lane
+                pending = await self._memory.prepare(message.user, [memory])
         said = partial(self._conversations.insert, turn=entry.id, message=message, reply=reply.text)
         if await self._journal.complete(entry, said, pending.insert, sent=sent):
             self._memory.publish(pending)
