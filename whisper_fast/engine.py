@@ -25,8 +25,8 @@ from .llm.discovery import discover, fallbacks
 from .llm.packing import Classifier
 from .memory import MemoryStore
 from .message import Message, Turn, checked_id, checked_user
+from .models.chosen import chosen_embedder, close_embedder
 from .models.classifiers import EMOTION, LLMEmotion
-from .models.embedder import StaticEmbedder
 from .models.emotion import VaderEmotion
 from .outbox import Outbox
 from .pipeline import Pipeline
@@ -149,13 +149,10 @@ class Engine:
             pool, description = await pool_for(llm, settings, flags)
             if pool is not llm:  # a pool that was handed in belongs to whoever made it
                 stack.push_async_callback(pool.close)
-            engine = cls(
-                settings,
-                database,
-                pool,
-                embedder if embedder is not None else await asyncio.to_thread(StaticEmbedder),
-                flags,
-            )
+            if embedder is None:
+                embedder = await chosen_embedder(settings)
+                stack.push_async_callback(close_embedder, embedder)
+            engine = cls(settings, database, pool, embedder, flags)
             engine.llm_description = description
             log.info("%s", description)
             stack.push_async_callback(engine._stop)

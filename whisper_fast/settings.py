@@ -60,6 +60,14 @@ class Settings(BaseSettings):
     # what reads the emotion: the lexicon, or the language model, within emotion_deadline, and the lexicon behind it
     emotion: Literal["vader", "llm"] = "vader"
 
+    # what turns texts into vectors
+    embedder: Literal["static", "minilm", "openai"] = "static"
+    embedding_api_url: str | None = None
+    embedding_model: str | None = None
+    embedding_api_key: SecretStr | None = None
+    embedding_dimension: int | None = Field(None, ge=1, le=65_536)
+    embedding_timeout: float = Field(30.0, gt=0)
+
     # workers and batches
     thread_pool_size: int = plan("THREAD_POOL_SIZE", 8, ge=1, le=1024)
     process_pool_size: int = plan("PROCESS_POOL_SIZE", 4, ge=1, le=256)

