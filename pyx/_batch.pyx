@@ -111,7 +111,7 @@ cdef class Assembly:
     """Items that wait for a batch of at most `max_batch` items and `max_cost` of cost.
 
     Raises ValueError for limits that no batch could keep. `released_by` says what ended the last batch: "full",
-    "cost", or "empty" when nothing more was waiting.
+    "cost", or "empty" when nothing more was waiting. `clock()` gives seconds in the place of the monotonic clock.
     """
 
     cdef readonly Py_ssize_t max_batch
@@ -122,16 +122,17 @@ cdef class Assembly:
     cdef list priorities  # sorted
     cdef _Entry first, last  # in order of arrival
     cdef long long arrivals, fills
+    cdef object clock
     cdef double budget  # what the batch being filled may still cost
 
-    def __cinit__(self, max_batch, max_cost=INFINITY):
+    def __cinit__(self, max_batch, max_cost=INFINITY, clock=None):
         self.max_batch = max_batch
         self.max_cost = max_cost
         if self.max_batch < 1:
             raise ValueError(f"max_batch is {max_batch!r}; a batch holds at least 1 item")
         if not self.max_cost > 0:
             raise ValueError(f"max_cost is {max_cost!r}; it must be above 0")
-        self.released_by = "empty"
+        self.released_by, self.clock = "empty", clock
         self.entries, self.levels, self.priorities = {}, {}, []
 
     def __len__(self):
@@ -155,7 +156,7 @@ cdef class Assembly:
         if name_of(item) in self.entries:
             raise ValueError("this item is waiting already")
         entry = _Entry.__new__(_Entry)
-        entry.item, entry.deadline, entry.cost, entry.at = item, deadline, cost, monotonic()
+        entry.item, entry.deadline, entry.cost, entry.at = item, deadline, cost, self._now()
         entry.units = self._units(cost)
         entry.seen = self.fills
         entry.number = self.arrivals
@@ -183,6 +184,9 @@ cdef class Assembly:
             if not self._serve(<_Level>self.levels[priority], batch):
                 break
         return batch
+
+    cdef double _now(self) except? -1:
+        return monotonic() if self.clock is None else self.clock()
 
     cdef long _units(self, double cost) noexcept:
         cdef double units = ceil(<double>self.max_batch * (cost / self.max_cost))

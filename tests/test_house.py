@@ -134,7 +134,7 @@ def test_what_other_rooms_take_is_public(module):
                 continue
             public = getattr(importlib.import_module(f"whisper_fast.{target}"), "__all__", [])
             taken = {alias.name for alias in node.names if f"{target}.{alias.name}" not in sources()}
-            taken -= {target.rpartition(".")[2]}
+            taken -= {other.rpartition(".")[2] for other in resolve(module, node)}
             assert taken <= set(public), f"{module} takes {sorted(taken - set(public))}, not in __all__ of {target}"
 
 
@@ -146,6 +146,28 @@ def test_only_settings_reads_the_environment():
         if getattr(node, "attr", getattr(node, "id", "")) in ("environ", "environb", "getenv", "getenvb")
     }
     assert readers <= {"settings"}
+
+
+MEASURES = {"doctor", "lab", "door", "cli", "executor", "threads", "profile", "worker"}  # what this machine costs
+
+
+def test_only_clock_asks_the_system_for_the_time():
+    readers = {
+        module
+        for module, tree in sources().items()
+        for node in ast.walk(tree)
+        for name in taken_from_time(node)
+        if name in {"time", "monotonic", "perf_counter"}
+    }
+    assert {module for module in readers if room(module) not in MEASURES} == {"clock"}
+
+
+def taken_from_time(node):
+    if isinstance(node, ast.ImportFrom) and node.module == "time":
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "time":
+        return [node.attr]
+    return []
 
 
 def test_names_say_what_a_thing_is():

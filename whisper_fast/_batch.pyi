@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import final
 
 __all__ = ["Assembly"]
@@ -8,7 +9,7 @@ class Assembly:
     max_cost: float
     released_by: str
 
-    def __new__(cls, max_batch: int, max_cost: float = ...) -> Assembly: ...
+    def __new__(cls, max_batch: int, max_cost: float = ..., clock: Callable[[], float] | None = None) -> Assembly: ...
     def __len__(self, /) -> int: ...
     @property
     def oldest(self) -> float | None: ...

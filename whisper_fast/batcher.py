@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Set, Sized
 from inspect import isawaitable
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import msgspec
 
+from . import clock
 from ._batch import Assembly
 from .errors import BatchMismatch, Closed, Overloaded
 from .executor import coroutine_function
@@ -91,7 +91,7 @@ class MicroBatcher(Generic[T, R]):
         for bound, value in (("max_queue", max_queue), ("max_concurrent", max_concurrent)):
             if value < 1:
                 raise ValueError(f"{bound} is {value!r}; it must be at least 1")
-        self._queue = Assembly(max_batch) if max_cost is None else Assembly(max_batch, max_cost)
+        self._queue = Assembly(max_batch, INFINITY if max_cost is None else max_cost, clock.for_kernels())
         self._fn = fn
         self._executor = None if coroutine_function(fn) else executor
         self._cost = cost
@@ -222,7 +222,7 @@ class MicroBatcher(Generic[T, R]):
             return
         try:
             cost = 1.0 if self._cost is None else self._cost(waiter.item)
-            deadline = INFINITY if timeout is None else monotonic() + timeout
+            deadline = INFINITY if timeout is None else clock.monotonic() + timeout
             self._queue.append(waiter, user, priority, deadline, cost)
         except Exception as error:  # noqa: BLE001 - whatever a cost function raises is for its item alone
             waiter.fail(error)
@@ -251,7 +251,7 @@ class MicroBatcher(Generic[T, R]):
         oldest = self._queue.oldest
         if self._timer is not None or oldest is None or not 0 < self._running < self._max_concurrent:
             return
-        delay = oldest + self._max_wait - monotonic()
+        delay = oldest + self._max_wait - clock.monotonic()
         if delay != INFINITY:
             self._timer = self._own_loop().call_later(max(delay, SHORTEST_TIMER), self._linger)
 
@@ -263,7 +263,7 @@ class MicroBatcher(Generic[T, R]):
 
     def _overdue(self) -> bool:
         oldest = self._queue.oldest
-        return oldest is not None and monotonic() - oldest >= self._max_wait
+        return oldest is not None and clock.monotonic() - oldest >= self._max_wait
 
     # ---- dispatch
 

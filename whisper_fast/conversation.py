@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
+from . import clock
 from .cache import Cache
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Conversations:
         self._bootstrap = bootstrap
         self._longest = longest
         self._caching = caching
-        self._cache: Cache[Key, Recent] = Cache(max_bytes, weigher=weight, ttl=ttl)
+        self._cache: Cache[Key, Recent] = Cache(max_bytes, weigher=weight, ttl=ttl, clock=clock.for_kernels())
 
     async def recent(self, message: Message) -> list[ChatMessage]:
         """Return the messages before `message` in its place, oldest first. Raises StoreError."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from time import monotonic
 from typing import Final
 
+from . import clock
 from .errors import DeadlineExceeded
 
 __all__ = ["NEVER", "Deadline"]
@@ -25,18 +25,18 @@ class Deadline:
     @classmethod
     def after(cls, seconds: float | None) -> Deadline:
         """Return the deadline `seconds` from now; None means never."""
-        return NEVER if seconds is None else cls(monotonic() + seconds)
+        return NEVER if seconds is None else cls(clock.monotonic() + seconds)
 
     def sooner(self, seconds: float | None) -> Deadline:
         """Return the earlier of this deadline and `seconds` from now."""
         if seconds is None:
             return self
-        at = monotonic() + seconds
+        at = clock.monotonic() + seconds
         return self if self.at <= at else Deadline(at)
 
     def remaining(self) -> float:
         """Return the seconds left, negative when it has passed, infinite for `NEVER`."""
-        return self.at - monotonic()
+        return self.at - clock.monotonic()
 
     def check(self, what: str) -> None:
         """Raise `DeadlineExceeded` naming `what` if the deadline has passed."""

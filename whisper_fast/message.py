@@ -6,12 +6,12 @@ import re
 from itertools import count
 from math import isfinite
 from os import getpid
-from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, Literal, get_args
 from uuid import uuid4
 
 import msgspec
 
+from . import clock
 from .errors import InvalidMessage
 
 if TYPE_CHECKING:
@@ -58,6 +58,11 @@ def fresh_id() -> str:
     return f"{BORN}-{getpid():x}-{next(COUNT):x}"
 
 
+def now() -> float:
+    """Return the wall clock's time, as it is at the call."""
+    return clock.wall()
+
+
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One message of one user.
 
@@ -79,7 +84,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     channel: str = "default"
     scope: str = "dm"
     platform: str = "library"
-    at: float = msgspec.field(default_factory=time)
+    at: float = msgspec.field(default_factory=now)
     priority: int = 0
     history: tuple[ChatMessage, ...] | None = None
     system: tuple[ChatMessage, ...] = ()
@@ -251,7 +256,7 @@ class Turn:
 
     def __init__(self, message: Message) -> None:
         self.message = message
-        self.started = self._lap = perf_counter()
+        self.started = self._lap = clock.monotonic()
         self.values: dict[str, Any] = {}
         self.partial: list[str] = []
         self.timings: dict[str, float] = {}
@@ -272,6 +277,6 @@ class Turn:
 
     def lap(self, name: str) -> None:
         """Note the seconds since the last lap, or since the start, under `name`."""
-        now = perf_counter()
+        now = clock.monotonic()
         self.timings[name] = now - self._lap
         self._lap = now

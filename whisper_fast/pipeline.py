@@ -10,9 +10,9 @@ import asyncio
 import inspect
 import logging
 from graphlib import CycleError, TopologicalSorter
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from . import clock
 from ._eager import Eager
 from .errors import SettingsError
 
@@ -83,7 +83,7 @@ class Pipeline:
                 log.error("component task %s does not end, even cancelled", task.get_name())
 
     async def _alone(self, component: Component, turn: Turn) -> None:
-        began = perf_counter()
+        began = clock.monotonic()
         try:
             async with asyncio.timeout(component.deadline):
                 value = await self._call(component, turn)
@@ -111,12 +111,12 @@ class Pipeline:
                 self._fail(component, turn, began, error)
                 return
         turn.values[component.name] = value
-        turn.timings[component.name] = perf_counter() - began
+        turn.timings[component.name] = clock.monotonic() - began
 
     def _fail(self, component: Component, turn: Turn, began: float, error: BaseException | None) -> None:
         turn.values[component.name] = component.fallback
         turn.partial.append(component.name)
-        turn.timings[component.name] = perf_counter() - began
+        turn.timings[component.name] = clock.monotonic() - began
         late = error is None or isinstance(error, TimeoutError)
         why = f"not done after {component.deadline} s" if late else f"{type(error).__name__}: {error}"
         log.warning("message %s: component %s is missing: %s", turn.message.id, component.name, why)
@@ -160,7 +160,7 @@ class Fan:
         """Run the first step of each component, and of those that needed what is then there."""
         pipeline, turn = self.pipeline, self.turn
         for component in components:
-            began = perf_counter()
+            began = clock.monotonic()
             try:
                 value, task = pipeline._eager.start(pipeline._call(component, turn), component.name)
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - a user's code: the turn goes on
@@ -216,10 +216,10 @@ class Fan:
     def set_timer(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
-        self.timer = asyncio.get_running_loop().call_later(max(0.0, self.due - perf_counter()), self.expire)
+        self.timer = asyncio.get_running_loop().call_later(max(0.0, self.due - clock.monotonic()), self.expire)
 
     def expire(self) -> None:
-        now = perf_counter()
+        now = clock.monotonic()
         due = [(task, c, began) for task, (c, began) in self.running.items() if c.deadline + began <= now]
         for task, component, began in due:
             if task.done():  # in time after all: its callback is on the loop's list already

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from . import clock
 from .llm.completion import Completion, merged
 from .message import Reply, Usage
 
@@ -27,13 +27,13 @@ async def ask(llm: LLMPool, around: Round, timeout: float) -> Completion:
 
 
 async def ask_in_pieces(llm: LLMPool, turn: Turn, around: Round, options: dict[str, Any]) -> Completion:
-    since, last, usage = perf_counter(), "stop", Usage()
+    since, last, usage = clock.monotonic(), "stop", Usage()
     texts: list[str] = []
     calls: list[dict[str, Any]] = []
     async with aclosing(llm.stream(turn.prompt, **options)) as pieces:
         async for piece in pieces:
             if not texts:
-                turn.timings["first_token"] = perf_counter() - since
+                turn.timings["first_token"] = clock.monotonic() - since
             texts.append(piece)
             calls.extend(piece.tool_calls)
             last, usage = piece.finish_reason or last, piece.usage or usage
@@ -43,7 +43,7 @@ async def ask_in_pieces(llm: LLMPool, turn: Turn, around: Round, options: dict[s
 
 def reply_of(turn: Turn, completion: Completion) -> Reply:
     """Return the reply to a turn's message."""
-    turn.timings["total"] = perf_counter() - turn.started
+    turn.timings["total"] = clock.monotonic() - turn.started
     return Reply(
         id=turn.message.id,
         user=turn.message.user,

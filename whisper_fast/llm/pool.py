@@ -6,9 +6,9 @@ import asyncio
 from collections import Counter
 from functools import partial
 from math import inf
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from whisper_fast import clock as everybody
 from whisper_fast.errors import Closed, LLMError, LLMRateLimited, LLMUnavailable, Overloaded, SettingsError
 
 from .alarm import Alarm
@@ -74,7 +74,7 @@ class LLMPool:
         adaptive: Callable[[], bool] = on,
         hedging: Callable[[], bool] = on,
         coalescing: Callable[[], bool] = on,
-        clock: Callable[[], float] = monotonic,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         if not sources:
             raise SettingsError("a pool needs at least one endpoint")
@@ -82,6 +82,7 @@ class LLMPool:
             raise SettingsError(f"max_concurrent is {max_concurrent}; it must be at least 1")
         if order not in ORDERS:
             raise SettingsError(f"order is {order!r:.40}; it is one of {', '.join(ORDERS)}")
+        clock = everybody.monotonic if clock is None else clock
         self._clock = clock
         self._alarm = Alarm(TICK, clock)
         self._upstreams = [

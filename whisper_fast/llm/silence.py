@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from time import monotonic
 from typing import TYPE_CHECKING
 
+from whisper_fast import clock
 from whisper_fast.errors import LLMTimeout
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Silence:
         if seconds is None:
             self._at = float("inf")
             return
-        self._at, self._seconds, self._what = monotonic() + seconds, seconds, what
+        self._at, self._seconds, self._what = clock.monotonic() + seconds, seconds, what
         if self._timer is None or self._due > self._at:
             self._set(seconds)
 
@@ -53,12 +53,12 @@ class Silence:
 
     def _set(self, seconds: float) -> None:
         self.end()
-        self._due = monotonic() + seconds
+        self._due = clock.monotonic() + seconds
         self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
 
     def _look(self) -> None:
         self._timer = None
-        left = self._at - monotonic()
+        left = self._at - clock.monotonic()
         if left == float("inf"):
             return
         if left > 0:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from email.utils import parsedate_to_datetime
-from time import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from whisper_fast import clock
 from whisper_fast.errors import (
     InvalidMessage,
     LLMError,
@@ -210,7 +210,7 @@ def retry_after(value: str | None) -> float | None:
     if value.strip().isascii() and value.strip().isdigit():
         return float(value)
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
+        return max(0.0, parsedate_to_datetime(value).timestamp() - clock.wall())
     except (ValueError, OverflowError):
         return None
 

@@ -6,11 +6,11 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import datetime
-from time import time
 from typing import Any, Final
 
 import msgspec
 
+from .. import clock
 from ..errors import InvalidMessage
 from ..message import checked_id, checked_scope
 
@@ -81,7 +81,7 @@ def optional_id(name: str, value: Any) -> str | None:
 def seconds(at: Any) -> float:
     """Return a time in epoch seconds; None is now, a datetime without a zone is local time."""
     if at is None:
-        return time()
+        return clock.wall()
     if isinstance(at, datetime):
         return at.timestamp()
     if isinstance(at, bool) or not isinstance(at, (int, float)) or not math.isfinite(at):
