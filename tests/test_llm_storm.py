@@ -10,7 +10,7 @@ import pytest
 from steered import HELLO, drained, idle
 
 from whisper_fast.errors import LLMTimeout
-from whisper_fast.lab.stub import Stub
+from whisper_fast.lab.faulty import FaultyLLM
 from whisper_fast.llm import Endpoint, LLMPool, SimulatedLLM
 from whisper_fast.llm.alarm import Alarm
 from whisper_fast.llm.slots import Slots
@@ -58,8 +58,8 @@ async def test_a_storm_of_cancellations_leaves_no_slot_taken(operations):
 
 async def test_a_storm_over_real_sockets_leaves_nothing():
     rng = random.Random(5)
-    async with Stub(SimulatedLLM(0.002)) as stub, LLMPool([Endpoint(stub.url)], max_concurrent=20) as pool:
-        stub.faults.extend(rng.choices(["reset", "cut", "error", "bad_sse", None], k=100))
+    async with FaultyLLM(SimulatedLLM(0.002)) as server, LLMPool([Endpoint(server.url)], max_concurrent=20) as pool:
+        server.faults.extend(rng.choices(["reset", "cut", "error", "bad_sse", None], k=100))
         tasks = [asyncio.create_task(pool.chat(HELLO)) for _ in range(150)]
         tasks += [asyncio.create_task(drained(pool.stream(HELLO))) for _ in range(150)]
         for task in tasks:
@@ -67,7 +67,7 @@ async def test_a_storm_over_real_sockets_leaves_nothing():
                 asyncio.get_running_loop().call_later(rng.random() * 0.2, task.cancel)
         await asyncio.wait(tasks)
         assert idle(pool)
-        stub.faults.clear()
+        server.faults.clear()
         while pool.stats()["endpoints"][0]["shut_for"]:  # so many faults may have opened the breaker
             await asyncio.sleep(0.05)
         assert (await pool.chat(HELLO)).text

@@ -45,7 +45,8 @@ class FaultyLLM:
     `faults` is taken first, one per request, then `draw()` where it is set. `retry_after` is the header's text. With
     `secure` it speaks TLS. It counts `requests` by path, `struck` by fault, the requests now `open`, and the times
     `aborted_at` (monotonic clock) at which the client left one; `seen` holds the latest bodies. Port 0 takes a free
-    one. GET /faulty gives the counters, POST /faulty {"fault": ...} sets the fault.
+    one. GET /faulty gives the counters, POST /faulty {"fault": ..., "mix": ..., "seed": ...} sets what is suffered;
+    one that refuses is told the next fault over a connection that stands.
     """
 
     def __init__(
@@ -137,15 +138,19 @@ class FaultyLLM:
     @asynccontextmanager
     async def suffering(self, fault: str | None) -> AsyncIterator[None]:
         """Hold `fault` for all chat requests, also one that concerns the connection, until the block ends."""
-        self.fault = fault
-        if fault == "refuse":
-            await self.refuse()
+        await self.suffer(fault)
         try:
             yield
         finally:
-            self.fault = None
-            if self._site is None:
-                await self.listen()
+            await self.suffer(None)
+
+    async def suffer(self, fault: str | None) -> None:
+        """Hold `fault` from now on, None for none."""
+        self.fault = fault
+        if fault == "refuse":
+            await self.refuse()
+        elif self._site is None:
+            await self.listen()
 
     def _context(self) -> ssl.SSLContext | None:
         return self.secure.choosing(self._shows_wrong_certificate) if self.secure is not None else None
@@ -170,7 +175,10 @@ class FaultyLLM:
             answer: web.StreamResponse = await handler(request)
         except LLMError as error:
             return web.json_response({"error": {"message": str(error)}}, status=error.status or 502)
-        except (asyncio.CancelledError, ConnectionError):
+        except ConnectionError:  # it had gone before the server was told
+            self.aborted_at.append(monotonic())
+            return web.Response(status=499)
+        except asyncio.CancelledError:
             self.aborted_at.append(monotonic())
             raise
         finally:
@@ -187,10 +195,12 @@ class FaultyLLM:
         return web.json_response(self.stats())
 
     async def _set(self, request: web.Request) -> web.Response:
-        fault = (await request.json()).get("fault")
+        asked = await request.json()
+        fault = asked.get("fault")
         if fault is not None and fault not in FAULTS:
             return web.json_response({"error": f"there is no such fault; there are {', '.join(FAULTS)}"}, status=400)
-        self.fault = fault
+        self.draw = mixture(asked.get("mix", 0), asked.get("seed", 0))
+        await self.suffer(fault)
         return web.json_response({"fault": fault})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
