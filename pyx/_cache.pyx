@@ -1,16 +1,29 @@
 """The table under `whisper_fast.cache`: entries, weights, expiry, eviction and counters, all in plain C memory.
 
-Entries live in one array and are named by their slot in it. Two structures hold slots (src/cache.c):
+Entries live in one array and are named by their slot in it. An index (open addressing with linear probing over 27
+mixed bits of the key's hash, at most half full; removal shifts the run back, so that there are no tombstones) finds
+them, and each is in one of two queues in order of last use: the window or the main queue. All of it takes 62 bytes
+an entry (48 the entry, 8 the index, 6 the ghosts), and the shadows up to 200 KB whatever the entries.
 
-    index   open addressing with linear probing over 32 mixed bits of the key's hash (Fibonacci hashing), at most
-            half full; removal shifts the run back, so that there are no tombstones
-    queue   a doubly linked list from the newest entry to the oldest, in order of insertion
+Which entry goes (src/cache_policy.c). Two rules decide who is in the main queue; `now` counts accesses:
 
-Eviction is SIEVE (Zhang et al., NSDI 2024): a hit only sets the entry's `visited` bit; to make room a hand walks the
-queue from the oldest entry to the newest, clears the bits it meets, and takes the first entry without one; it stays
-where it stopped. A hit thus moves nothing, which keeps it as cheap as a look into a dict, and entries that were never
-asked for again leave before those that were: on web-like traffic a lower miss ratio than LRU. (Segmented LRU moves
-list nodes on every hit and needs the size of its segments tuned.) An expired entry that the hand meets goes first.
+    recency     who returns, from the window or as a ghost of an evicted entry, moves into the main queue if
+                now - its last use < now - last use of the main queue's oldest, which moves back into the window
+    frequency   who is the oldest of a full window takes the place of the main queue's oldest if it was used
+                more often, where uses count half after each 8 to 16 rounds of accesses; the loser is evicted
+
+The first alone is LIRS (Jiang and Zhang, SIGMETRICS 2002) without its stack: an entry is in LIRS' stack exactly while
+its last use is more recent than that of the main queue's oldest. The second alone is TinyLFU (Einziger et al., ACM
+TOS 2017), its sketch replaced by 4 bits in each entry and ghost. A window of the whole cache is LRU. None of them is
+good everywhere (a loop: LIRS; a drifting working set: LRU; few popular entries among many: both rules), so six arms,
+each a window's share and a choice of rules (src/cache_shadow.c), are run on a sample of the keys in small shadows
+that hold no values: every key whose mixed hash has enough zero bits, so that a shadow of at most 512 entries sees the
+traffic of the whole (Waldspurger et al., FAST 2015). Each half round the shadows are judged:
+
+    score(arm) = 0.95 * score(arm) + its hits in this half round
+    the cache follows the best arm if it leads by more than 0.005 of the accesses that a score covers (noise is less)
+
+To follow another arm changes two numbers; entries move between the queues as accesses come, none is evicted for it.
 
 Python code (a key's `__eq__`, the weigher, the clock, `on_evict`, a value's `__del__`) runs only while the structure
 is whole. Whatever leaves is first unlinked and chained through `older`; callbacks and references follow when the new
@@ -22,33 +35,38 @@ from cpython.object cimport Py_EQ, PyObject_RichCompareBool
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.math cimport INFINITY, isfinite
 from libc.stdint cimport int32_t, uint32_t, uint64_t
-from libc.stdlib cimport free
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from _entries cimport (
     WF_NO_SLOT,
+    WF_TAG_BITS,
     wf_cache,
     wf_cache_begin,
+    wf_cache_bytes,
+    wf_cache_end,
     wf_cache_insert,
     wf_cache_make_room,
     wf_cache_release,
     wf_cache_reserve,
     wf_cache_reweigh,
+    wf_cache_shed,
+    wf_cache_touch,
     wf_cache_unlink,
     wf_cache_unlink_all,
 )
-from _gc cimport PyTypeObject, inquiry, traverseproc, visitproc
+from _gc cimport PYGEN_RETURN, PySendResult, PyTypeObject, inquiry, traverseproc, visitproc
 
 from types import GenericAlias
 
-__all__ = ["Table"]
+__all__ = ["Held", "Table"]
 
 cdef enum:
     RESTARTS = 1000  # searches that a comparison may upset before we give up
+    SLICE = 16       # evictions between two looks at the time
 
 
-cdef inline uint32_t tag_of(object key) except? 0:
-    return <uint32_t>((<uint64_t>hash(key) * <uint64_t>0x9E3779B97F4A7C15) >> 32)
+cdef inline uint32_t tag_of(object key) except? 0xFFFFFFFF:
+    return <uint32_t>((<uint64_t>hash(key) * <uint64_t>0x9E3779B97F4A7C15) >> (64 - WF_TAG_BITS))
 
 
 cdef double monotonic() noexcept:
@@ -63,6 +81,13 @@ cdef double checked(object number, str name) except -1:
     if not value >= 0:
         raise ValueError(f"{name} is {number!r}; it must be a number of at least 0")
     return value
+
+
+cdef double bounded(object max_weight) except -1:
+    cdef double bound = checked(max_weight, "max_weight")
+    if not isfinite(bound):
+        raise ValueError("max_weight is infinite; a cache must be bounded")
+    return bound
 
 
 cdef class Table:
@@ -88,9 +113,7 @@ cdef class Table:
         for name, given in (("weigher", weigher), ("on_evict", on_evict), ("clock", clock)):
             if given is not None and not callable(given):
                 raise TypeError(f"{name} is {type(given).__name__}; it must be callable or None")
-        self.table.max_weight = checked(max_weight, "max_weight")
-        if not isfinite(self.table.max_weight):
-            raise ValueError("max_weight is infinite; a cache must be bounded")
+        self.table.max_weight = bounded(max_weight)
         self.lifetime = INFINITY if ttl is None else checked(ttl, "ttl")
         self.weigher, self.on_evict, self.clock, self.pairwise = weigher, on_evict, clock, pairwise
 
@@ -100,8 +123,7 @@ cdef class Table:
             if self.table.entries[slot].key != NULL:
                 Py_DECREF(<object>self.table.entries[slot].key)
                 Py_DECREF(<object>self.table.entries[slot].value)
-        free(self.table.entries)
-        free(self.table.index)
+        wf_cache_end(&self.table)
 
     # ---- reading
 
@@ -115,15 +137,10 @@ cdef class Table:
         return [self._get(key, default) for key in keys]
 
     def keys(self):
-        """Return the keys held now, oldest first, as a list; it reads nothing and expires nothing."""
+        """Return the keys held now as a list; it reads nothing and expires nothing."""
         cdef list held = [None] * self.table.count  # made first: making a list may run a finaliser
-        cdef int32_t slot = self.table.oldest
-        cdef Py_ssize_t at = 0
-        while slot != WF_NO_SLOT and at < len(held):
-            held[at] = <object>self.table.entries[slot].key
-            slot = self.table.entries[slot].newer
-            at += 1
-        return held[:at]
+        cdef Py_ssize_t at = self._list(held, 0, self.table.main.oldest)
+        return held[:self._list(held, at, self.table.window.oldest)]
 
     def __contains__(self, key):
         return self._read(key) >= 0
@@ -150,6 +167,36 @@ cdef class Table:
     def weight(self):
         """The weight held now; never above `max_weight`."""
         return self.table.weight
+
+    @cython.binding(False)
+    def get_or_load(self, key, loader):
+        """Return the value under `key`; one that is missing is loaded once for all who ask, and stored. Await it.
+
+        `loader` is called with the key, or with nothing if it needs no argument; sync or async. Every caller may be
+        cancelled alone; the load is cancelled when its last caller has gone. What the loader raises each caller gets
+        as a copy of its own, and nothing is stored. A key that is put, popped or cleared during its load keeps that
+        change: the load still answers those who waited for it. Raises LoadCycle instead of waiting for itself,
+        TypeError for an unhashable key.
+        """
+        cdef int32_t slot = self._read(key)
+        cdef Held held
+        if slot < 0:
+            self.misses += 1
+            return self._load(key, loader)
+        self.hits += 1
+        wf_cache_touch(&self.table, slot)
+        held = Held.__new__(Held)
+        held.value = <object>self.table.entries[slot].value
+        return held
+
+    def _peek(self, key, default):
+        cdef int32_t slot = self._read(key)
+        return default if slot < 0 else <object>self.table.entries[slot].value
+
+    @property
+    def nbytes(self):
+        """Bytes of memory that the table itself takes, without keys and values."""
+        return sizeof(Table) + wf_cache_bytes(&self.table)
 
     # ---- writing
 
@@ -192,6 +239,22 @@ cdef class Table:
         self._let_go(leaving, True)
         return heavy <= self.table.max_weight
 
+    def shrink(self, max_weight, seconds=INFINITY):
+        """Evict towards a lower bound for about `seconds`; return whether it holds now. Raises ValueError.
+
+        Until then the bound is what is held.
+        """
+        cdef double bound = bounded(max_weight), until = monotonic() + <double>seconds
+        cdef double now = self._now() if self.table.timed else -INFINITY
+        while self.table.count and self.table.weight > bound:
+            self._let_go(wf_cache_shed(&self.table, bound, SLICE, now), True)
+            self.table.max_weight = max(bound, self.table.weight)
+            if monotonic() >= until:
+                break
+        if not self.table.weight > bound:
+            self.table.max_weight = bound
+        return self.table.max_weight == bound
+
     def pop(self, key, default=None):
         """Remove `key` and return its value, or `default`."""
         if self._loading:
@@ -212,13 +275,21 @@ cdef class Table:
     # ---- inside: what may run Python code
 
     @cython.final
+    cdef Py_ssize_t _list(self, list held, Py_ssize_t at, int32_t slot) except -1:
+        while slot != WF_NO_SLOT and at < len(held):
+            held[at] = <object>self.table.entries[slot].key
+            slot = self.table.entries[slot].newer
+            at += 1
+        return at
+
+    @cython.final
     cdef object _get(self, object key, object default):
         cdef int32_t slot = self._read(key)
         if slot < 0:
             self.misses += 1
             return default
         self.hits += 1
-        self.table.entries[slot].visited = 1
+        wf_cache_touch(&self.table, slot)
         return <object>self.table.entries[slot].value
 
     @cython.final
@@ -241,7 +312,7 @@ cdef class Table:
         cdef bint same
         for _ in range(RESTARTS):
             epoch = self.table.epoch
-            at = tag >> self.table.shift
+            at = <uint32_t>(<uint64_t>tag * self.table.size >> WF_TAG_BITS)
             while True:
                 slot = self.table.index[at]
                 if slot == WF_NO_SLOT:
@@ -255,7 +326,9 @@ cdef class Table:
                         break
                     if same:
                         return slot
-                at = (at + 1) & self.table.mask
+                at += 1
+                if at == self.table.size:
+                    at = 0
         kind = type(key).__name__
         raise RuntimeError(f"comparing {kind} keys changes the cache each time; it cannot be searched")
 
@@ -296,13 +369,11 @@ cdef class Table:
         if weight > self.table.max_weight:
             self.refused += 1
         else:
-            leaving = wf_cache_make_room(&self.table, weight, WF_NO_SLOT, now, leaving)
+            leaving = wf_cache_make_room(&self.table, weight, now, leaving)
             expires = now + lifetime if lifetime != INFINITY else INFINITY
             Py_INCREF(key)
             Py_INCREF(value)
-            wf_cache_insert(&self.table, <void *>key, <void *>value, tag, weight, expires)
-            if replaced != WF_NO_SLOT:
-                self.table.entries[self.table.newest].visited = 1  # asked for twice is asked for again
+            wf_cache_insert(&self.table, <void *>key, <void *>value, tag, weight, expires, replaced)
             self.puts += 1
         self._let_go(replaced, False)
         self._let_go(leaving, True)
@@ -341,6 +412,43 @@ cdef class Table:
             self.on_evict(key, value)
         return 0
 
+
+@cython.final
+@cython.freelist(16)
+cdef class Held:
+    """An awaitable that has its value and never suspends. It is a coroutine to asyncio, so it may become a task."""
+
+    cdef object value
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        raise StopIteration(self.value)
+
+    def send(self, value):
+        """End with the value."""
+        raise StopIteration(self.value)
+
+    def throw(self, *error):
+        """Raise `error` where the value would have been."""
+        raise error[0] if isinstance(error[0], BaseException) else error[0](*error[1:2])
+
+    def close(self):
+        """Do nothing: there is nothing to end."""
+
+
+cdef PySendResult send_held(PyObject *held, PyObject *value, PyObject **result) noexcept:
+    Py_INCREF((<Held>held).value)
+    result[0] = <PyObject *>(<Held>held).value
+    return PYGEN_RETURN
+
+
+# What `await` asks first: no StopIteration is made.
+(<PyTypeObject *>Held).tp_as_async.am_send = send_held
 
 cdef traverseproc traverse_attributes = (<PyTypeObject *>Table).tp_traverse
 cdef inquiry clear_attributes = (<PyTypeObject *>Table).tp_clear

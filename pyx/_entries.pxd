@@ -4,6 +4,8 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 cdef extern from "cache.h" nogil:
     enum:
         WF_NO_SLOT
+        WF_LEAVING
+        WF_TAG_BITS
 
     ctypedef struct wf_entry:
         void *key
@@ -11,20 +13,23 @@ cdef extern from "cache.h" nogil:
         double weight
         double expires
         uint32_t tag
-        uint32_t visited
         int32_t newer
         int32_t older
+
+    ctypedef struct wf_queue:
+        int32_t newest
+        int32_t oldest
 
     ctypedef struct wf_cache:
         wf_entry *entries
         int32_t *index
+        uint32_t size
         int32_t capacity
         int32_t count
         int32_t timed
-        int32_t oldest
-        int32_t newest
-        uint32_t mask
-        int shift
+        int32_t arm
+        wf_queue window
+        wf_queue main
         uint64_t epoch
         double weight
         double max_weight
@@ -33,9 +38,15 @@ cdef extern from "cache.h" nogil:
 
     int wf_cache_begin(wf_cache *cache)
     int wf_cache_reserve(wf_cache *cache)
-    void wf_cache_insert(wf_cache *cache, void *key, void *value, uint32_t tag, double weight, double expires)
+    void wf_cache_end(wf_cache *cache)
+    size_t wf_cache_bytes(const wf_cache *cache)
+    int32_t wf_cache_insert(
+        wf_cache *cache, void *key, void *value, uint32_t tag, double weight, double expires, int32_t replaced
+    )
+    void wf_cache_touch(wf_cache *cache, int32_t slot)
     int32_t wf_cache_unlink(wf_cache *cache, int32_t slot, int32_t chain)
     int32_t wf_cache_unlink_all(wf_cache *cache)
-    int32_t wf_cache_make_room(wf_cache *cache, double weight, int32_t spared, double now, int32_t chain)
+    int32_t wf_cache_make_room(wf_cache *cache, double weight, double now, int32_t chain)
+    int32_t wf_cache_shed(wf_cache *cache, double bound, int32_t most, double now)
     int32_t wf_cache_reweigh(wf_cache *cache, int32_t slot, double weight, double now)
     void wf_cache_release(wf_cache *cache, int32_t slot)

@@ -4,30 +4,45 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SMALLEST 8u /* slots of the index at first, and of each growth */
-#define MOST INT32_MAX
+#define SMALLEST 8    /* slots at first, and of each growth */
+#define MOST (1 << 30)
+#define FIRST_ARM 1   /* which policy rules until the shadows have seen something */
+
+static uint32_t home(const wf_cache *c, uint32_t tag)
+{
+    return (uint32_t)((uint64_t)tag * c->size >> WF_TAG_BITS);
+}
+
+static uint32_t after(const wf_cache *c, uint32_t at)
+{
+    return at + 1 == c->size ? 0 : at + 1;
+}
+
+static uint32_t distance(const wf_cache *c, uint32_t from, uint32_t to)
+{
+    return to >= from ? to - from : to + c->size - from;
+}
 
 static void enter_index(wf_cache *c, int32_t slot)
 {
-    uint32_t at = c->entries[slot].tag >> c->shift;
+    uint32_t at = home(c, c->entries[slot].tag);
     while (c->index[at] != WF_NO_SLOT)
-        at = (at + 1) & c->mask;
+        at = after(c, at);
     c->index[at] = slot;
 }
 
 /* Takes a slot out; what follows in its run and may stand nearer to its home moves up, so there are no tombstones. */
 static void leave_index(wf_cache *c, int32_t slot)
 {
-    uint32_t at = c->entries[slot].tag >> c->shift, hole, home;
+    uint32_t at = home(c, c->entries[slot].tag), hole;
     while (c->index[at] != slot)
-        at = (at + 1) & c->mask;
+        at = after(c, at);
     for (hole = at; ; ) {
-        at = (at + 1) & c->mask;
+        at = after(c, at);
         slot = c->index[at];
         if (slot == WF_NO_SLOT)
             break;
-        home = c->entries[slot].tag >> c->shift;
-        if (((at - home) & c->mask) >= ((at - hole) & c->mask)) {
+        if (distance(c, home(c, c->entries[slot].tag), at) >= distance(c, hole, at)) {
             c->index[hole] = slot;
             hole = at;
         }
@@ -35,51 +50,83 @@ static void leave_index(wf_cache *c, int32_t slot)
     c->index[hole] = WF_NO_SLOT;
 }
 
-static int new_index(wf_cache *c, uint64_t size)
+/* A third more, but hardly more than what the bound will hold of entries like these. */
+static int32_t larger(const wf_cache *c)
 {
-    int32_t *grown = malloc(size * sizeof *grown);
-    if (grown == NULL)
-        return -1;
-    memset(grown, 0xFF, size * sizeof *grown);
-    free(c->index);
-    c->index = grown;
-    c->mask = (uint32_t)(size - 1);
-    for (c->shift = 32; size > 1; size >>= 1)
-        c->shift--;
-    for (int32_t slot = c->oldest; slot != WF_NO_SLOT; slot = c->entries[slot].newer)
-        enter_index(c, slot);
-    c->epoch++;
-    return 0;
+    double grown = c->capacity + c->capacity / 3 + SMALLEST;
+    double bound = c->weight > 0.0 ? c->count * (c->max_weight / c->weight) + 2 : grown;
+    if (bound > c->capacity && bound < grown)
+        grown = bound;
+    return grown > MOST ? MOST : (int32_t)grown;
 }
 
-static int more_entries(wf_cache *c)
+/* The ghosts start anew: they are of the time before there was room. */
+static void grow_ghosts(wf_cache *c)
 {
-    if (c->capacity > MOST - (c->capacity >> 1) - (int32_t)SMALLEST)
+    uint32_t buckets = (uint32_t)c->capacity / 16 * 3 + 1; /* 8 in each: one and a half for each entry */
+    uint32_t *grown = calloc(buckets, 8 * sizeof *grown);
+    if (grown != NULL) {
+        free(c->ghosts);
+        c->ghosts = grown;
+        c->buckets = buckets;
+    }
+}
+
+static int grow(wf_cache *c)
+{
+    int32_t capacity = larger(c);
+    uint32_t size = 2 * (uint32_t)capacity;
+    if (capacity <= c->capacity)
         return -1;
-    int32_t larger = c->capacity + (c->capacity >> 1) + (int32_t)SMALLEST;
-    wf_entry *grown = realloc(c->entries, (size_t)larger * sizeof *grown);
-    if (grown == NULL)
+    int32_t *index = malloc(size * sizeof *index);
+    wf_entry *entries = index == NULL ? NULL : realloc(c->entries, (size_t)capacity * sizeof *entries);
+    if (entries == NULL) {
+        free(index);
         return -1;
-    c->entries = grown;
-    for (int32_t slot = larger - 1; slot >= c->capacity; slot--)
+    }
+    free(c->index);
+    memset(index, 0xFF, size * sizeof *index);
+    c->index = index;
+    c->size = size;
+    c->entries = entries;
+    for (int32_t slot = 0; slot < c->capacity; slot++)
+        if (entries[slot].key != NULL && entries[slot].newer != WF_LEAVING)
+            enter_index(c, slot);
+    for (int32_t slot = capacity - 1; slot >= c->capacity; slot--)
         wf_cache_release(c, slot);
-    c->capacity = larger;
+    c->capacity = capacity;
+    c->epoch++;
+    grow_ghosts(c);
     return 0;
 }
 
 int wf_cache_begin(wf_cache *c)
 {
     memset(c, 0, sizeof *c);
-    c->free = c->newest = c->oldest = c->hand = WF_NO_SLOT;
-    return new_index(c, SMALLEST);
+    c->free = WF_NO_SLOT;
+    c->window = c->main = (wf_queue){WF_NO_SLOT, WF_NO_SLOT, 0.0};
+    c->arm = FIRST_ARM;
+    return grow(c);
 }
 
 int wf_cache_reserve(wf_cache *c)
 {
-    uint64_t size = (uint64_t)c->mask + 1;
-    if (c->free == WF_NO_SLOT && more_entries(c) < 0)
-        return -1;
-    return 2 * ((uint64_t)c->count + 1) > size ? new_index(c, 2 * size) : 0;
+    return c->free == WF_NO_SLOT ? grow(c) : 0;
+}
+
+void wf_cache_end(wf_cache *c)
+{
+    free(c->entries);
+    free(c->index);
+    free(c->ghosts);
+    wf_shadow_free(c->shadow);
+}
+
+size_t wf_cache_bytes(const wf_cache *c)
+{
+    size_t shadow = c->shadow == NULL ? 0 : wf_shadow_bytes(c->shadow);
+    return (size_t)c->capacity * sizeof *c->entries + c->size * sizeof *c->index + c->buckets * 8 * sizeof *c->ghosts +
+           shadow;
 }
 
 void wf_cache_release(wf_cache *c, int32_t slot)
@@ -89,96 +136,94 @@ void wf_cache_release(wf_cache *c, int32_t slot)
     c->free = slot;
 }
 
-void wf_cache_insert(wf_cache *c, void *key, void *value, uint32_t tag, double weight, double expires)
+int32_t wf_cache_insert(wf_cache *c, void *key, void *value, uint32_t tag, double weight, double expires,
+                        int32_t replaced)
 {
     int32_t slot = c->free;
     c->free = c->entries[slot].newer;
-    c->entries[slot] = (wf_entry){key, value, weight, expires, tag, 0, WF_NO_SLOT, c->newest};
-    if (c->newest == WF_NO_SLOT)
-        c->oldest = slot;
-    else
-        c->entries[c->newest].newer = slot;
-    c->newest = slot;
+    c->entries[slot] = (wf_entry){.key = key, .value = value, .weight = weight, .expires = expires, .tag = tag};
     enter_index(c, slot);
+    wf_cache_settle(c, slot, replaced);
     c->weight += weight;
     c->count++;
     c->timed += expires != INFINITY;
     c->epoch++;
+    return slot;
 }
 
 int32_t wf_cache_unlink(wf_cache *c, int32_t slot, int32_t chain)
 {
     wf_entry *entry = &c->entries[slot];
     leave_index(c, slot);
-    if (entry->newer == WF_NO_SLOT)
-        c->newest = entry->older;
-    else
-        c->entries[entry->newer].older = entry->older;
-    if (entry->older == WF_NO_SLOT)
-        c->oldest = entry->newer;
-    else
-        c->entries[entry->older].newer = entry->newer;
-    if (c->hand == slot)
-        c->hand = entry->newer;
+    wf_cache_leave(c, slot);
     c->timed -= entry->expires != INFINITY;
     c->count--;
     c->weight = c->count ? c->weight - entry->weight : 0.0; /* no rounding error outlives its entries */
     c->epoch++;
+    entry->newer = WF_LEAVING;
     entry->older = chain;
     return slot;
 }
 
 int32_t wf_cache_unlink_all(wf_cache *c)
 {
-    int32_t chain = c->newest;
-    memset(c->index, 0xFF, ((size_t)c->mask + 1) * sizeof *c->index);
-    c->newest = c->oldest = c->hand = WF_NO_SLOT;
+    int32_t chain = WF_NO_SLOT;
+    for (int32_t slot = 0; slot < c->capacity; slot++)
+        if (c->entries[slot].key != NULL && c->entries[slot].newer != WF_LEAVING) {
+            c->entries[slot].newer = WF_LEAVING;
+            c->entries[slot].older = chain;
+            chain = slot;
+        }
+    memset(c->index, 0xFF, c->size * sizeof *c->index);
+    c->window = c->main = (wf_queue){WF_NO_SLOT, WF_NO_SLOT, 0.0};
     c->count = c->timed = 0;
     c->weight = 0.0;
     c->epoch++;
     return chain;
 }
 
-/* SIEVE: the next entry to go; there must be one other than `spared`. */
-static int32_t victim(wf_cache *c, int32_t spared, double now)
+/* Takes out the next entry to go; there must be one. */
+static int32_t evict(wf_cache *c, double now, int32_t chain)
 {
-    for (int32_t slot = c->hand; ; slot = c->entries[slot].newer) {
-        if (slot == WF_NO_SLOT)
-            slot = c->oldest;
-        wf_entry *entry = &c->entries[slot];
-        if (slot == spared)
-            continue;
-        if (!entry->visited || entry->expires <= now) {
-            c->hand = slot; /* unlinking it moves the hand on */
-            return slot;
-        }
-        entry->visited = 0;
+    int32_t slot = wf_cache_victim(c, now);
+    if (c->entries[slot].expires <= now)
+        c->expirations++;
+    else {
+        c->evictions++;
+        wf_cache_remember(c, slot);
     }
+    return wf_cache_unlink(c, slot, chain);
 }
 
-int32_t wf_cache_make_room(wf_cache *c, double weight, int32_t spared, double now, int32_t chain)
+int32_t wf_cache_make_room(wf_cache *c, double weight, double now, int32_t chain)
 {
     while (c->weight + weight > c->max_weight) {
-        if (c->count == (spared != WF_NO_SLOT)) {
+        if (c->window.oldest == WF_NO_SLOT && c->main.oldest == WF_NO_SLOT) {
             c->weight = 0.0; /* a rounding error was all that was left */
             break;
         }
-        int32_t slot = victim(c, spared, now);
-        if (c->entries[slot].expires <= now)
-            c->expirations++;
-        else
-            c->evictions++;
-        chain = wf_cache_unlink(c, slot, chain);
+        chain = evict(c, now, chain);
     }
+    return chain;
+}
+
+int32_t wf_cache_shed(wf_cache *c, double bound, int32_t most, double now)
+{
+    int32_t chain = WF_NO_SLOT;
+    while (most-- > 0 && c->count && c->weight > bound)
+        chain = evict(c, now, chain);
     return chain;
 }
 
 int32_t wf_cache_reweigh(wf_cache *c, int32_t slot, double weight, double now)
 {
-    c->weight -= c->entries[slot].weight;
-    c->entries[slot].weight = 0.0;
-    int32_t leaving = wf_cache_make_room(c, weight, slot, now, WF_NO_SLOT);
-    c->entries[slot].weight = weight;
+    wf_entry *entry = &c->entries[slot];
+    int main = entry->main;
+    wf_cache_leave(c, slot);
+    c->weight -= entry->weight;
+    int32_t leaving = wf_cache_make_room(c, weight, now, WF_NO_SLOT);
+    entry->weight = weight;
     c->weight += weight;
+    wf_cache_enter(c, slot, main);
     return leaving;
 }

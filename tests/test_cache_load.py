@@ -28,6 +28,20 @@ async def test_one_load_for_all():
     assert not cache._loading
 
 
+async def test_a_hit_may_be_awaited_as_a_task_and_thrown_into():
+    cache = Cache(10)
+    cache.put("k", 1)
+    assert await asyncio.create_task(cache.get_or_load("k", None)) == 1
+    assert await asyncio.wait_for(cache.get_or_load("k", None), 1) == 1
+    assert await asyncio.gather(cache.get_or_load("k", None), cache.get_or_load("k", None)) == [1, 1]
+    task = asyncio.create_task(cache.get_or_load("k", None))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert cache.stats().hits == 5
+    cache.get_or_load("k", None).close()
+
+
 @pytest.mark.parametrize("loader", [lambda: None, lambda key: None, lambda key=1: None])
 async def test_none_is_a_value_and_loaders_may_be_sync_and_take_nothing(loader):
     cache = Cache(10)
@@ -188,3 +202,65 @@ async def test_random_cancellation_leaves_nothing():
     await asyncio.sleep(0.002)  # loads whose last waiter has just gone end in the next turn
     assert not cache._loading
     assert cache.weight <= 5
+
+
+async def test_resize_in_a_loop_takes_slices_and_holds_its_bound_throughout():
+    bounds = []
+    cache = Cache(60_000, on_evict=lambda key, value: bounds.append(cache.weight <= cache.max_weight))
+    cache.put_many((n, n) for n in range(60_000))
+    resizing = cache.resize(100)
+    held = len(cache)
+    assert held > 100
+    cache.put("between", 1)
+    assert len(cache) <= held
+    await resizing
+    assert cache.weight == cache.max_weight == 100
+    assert all(bounds)
+    await cache.resize(1000)
+    assert cache.max_weight == 1000
+
+
+async def test_a_later_resize_takes_the_place_of_one_under_way():
+    cache = Cache(60_000)
+    cache.put_many((n, n) for n in range(60_000))
+    first = cache.resize(0)
+    await cache.resize(60_000)
+    await first
+    assert len(cache) > 0
+    assert cache.max_weight == 60_000
+
+
+async def test_an_error_of_on_evict_reaches_who_waits_for_the_resize():
+    def fail(key, value):
+        if key == 50_000:
+            raise LookupError(key)
+
+    cache = Cache(60_000, on_evict=fail)
+    cache.put_many((n, n) for n in range(60_000))
+    with pytest.raises(LookupError):
+        await cache.resize(0)
+    assert cache.max_weight == len(cache) == 0
+
+
+def test_resize_without_a_loop_is_done_when_it_returns():
+    cache = Cache(60_000)
+    cache.put_many((n, n) for n in range(60_000))
+    cache.resize(100)
+    assert cache.weight == cache.max_weight == 100
+    for bad in (-1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="max_weight"):
+            cache.resize(bad)
+    assert cache.max_weight == 100
+
+
+async def test_a_hundred_thousand_loads_of_one_key():
+    calls = []
+
+    async def loader(key):
+        calls.append(key)
+        await asyncio.sleep(0)
+        return key
+
+    cache = Cache(10)
+    assert set(await asyncio.gather(*(cache.get_or_load("k", loader) for _ in range(100_000)))) == {"k"}
+    assert calls == ["k"]

@@ -6,7 +6,8 @@ The table, its eviction policy and the counters are compiled: see `pyx/_cache.py
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Generator
 from contextvars import ContextVar
 from inspect import Parameter, isawaitable, signature
 from typing import Any, Final, TypeVar
@@ -22,6 +23,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 MISSING: Final = object()
+SLICE: Final = 0.0008  # seconds of evicting in one turn of the loop
 POSITIONAL: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -52,7 +54,7 @@ class CacheStats(msgspec.Struct, frozen=True):
 
 
 class Cache(Table[K, V]):
-    """A map that holds at most `max_weight`, and lets go of what is asked for least (SIEVE).
+    """A map that holds at most `max_weight`; which entry goes, it learns from what is asked for.
 
     weigher   called with a value, or with key and value if it needs two arguments; returns what it weighs (0 or
               more, whole numbers add up exactly). Without one each entry weighs 1. Weights of 0 are not bounded.
@@ -66,7 +68,7 @@ class Cache(Table[K, V]):
     for an unhashable key. Safe under threads; `get_or_load` shares a load between the callers of one event loop.
     """
 
-    __slots__ = ("_load_failures", "_loads")
+    __slots__ = ("_load_failures", "_loads", "_resizing")
 
     def __init__(
         self,
@@ -81,19 +83,23 @@ class Cache(Table[K, V]):
         super().__init__(max_weight, weigher=weigher, pairwise=pairwise, ttl=ttl, on_evict=on_evict, clock=clock)
         self._loads = 0
         self._load_failures = 0
+        self._resizing: Resizing | None = None
 
-    async def get_or_load(self, key: K, loader: Callable[..., Awaitable[V] | V]) -> V:
-        """Return the value under `key`; one that is missing is loaded once for all who ask, and stored.
+    def resize(self, max_weight: float) -> Resizing:
+        """Set a new bound; what is too much goes in slices of at most about a millisecond.
 
-        `loader` is called with the key, or with nothing if it needs no argument; sync or async. Every caller may be
-        cancelled alone; the load is cancelled when its last caller has gone. What the loader raises each caller gets
-        as a copy of its own, and nothing is stored. A key that is put, popped or cleared during its load keeps that
-        change: the load still answers those who waited for it. Raises LoadCycle instead of waiting for itself.
+        Returns when it is done, or within an event loop after the first slice: the loop takes one in each turn, and
+        until the last the bound is what is held. Await the result to see the end. Raises ValueError for a bound that
+        is negative, NaN or infinite, and what `on_evict` raises.
         """
-        found: Any = self.get(key, MISSING)
-        if found is not MISSING:
-            return found  # type: ignore[no-any-return]
+        self._resizing = resizing = Resizing(self, max_weight)
+        resizing.begin()
+        return resizing
+
+    async def _load(self, key: K, loader: Callable[..., Awaitable[V] | V]) -> V:
         flight: Flight | None = self._loading.get(key)
+        if flight is None and (found := self._peek(key, MISSING)) is not MISSING:
+            return found  # type: ignore[no-any-return]
         if flight is None or not flight.can_take(asyncio.get_running_loop()):
             flight = self._loading[key] = Flight(self, key, loader)
             flight.start()
@@ -116,6 +122,42 @@ class Cache(Table[K, V]):
             weight=self.weight,
             max_weight=self.max_weight,
         )
+
+
+class Resizing:
+    """A change of a cache's bound under way. Await it to wait for its end; a later one takes its place."""
+
+    __slots__ = ("_bound", "_cache", "_done", "_error")
+
+    def __init__(self, cache: Cache[Any, Any], bound: float) -> None:
+        self._cache = cache
+        self._bound = bound
+        self._done = False
+        self._error: Exception | None = None
+
+    def begin(self) -> None:
+        """Take the first slice, and leave the others to the running loop if there is one."""
+        self._done = self._cache.shrink(self._bound, SLICE)
+        if not self._done and (loop := running_loop()) is not None:
+            loop.call_soon(self._go_on, loop)
+            return
+        while not self._done:
+            time.sleep(0)  # other threads have their turn
+            self._done = self._cache.shrink(self._bound, SLICE)
+
+    def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            self._done = self._cache._resizing is not self or self._cache.shrink(self._bound, SLICE)
+        except Exception as error:  # noqa: BLE001 - whatever on_evict raises is for who waits
+            self._error = self._error or error
+        if not self._done:
+            loop.call_soon(self._go_on, loop)
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        while not self._done:
+            yield from asyncio.sleep(0).__await__()
+        if self._error is not None:
+            raise self._error
 
 
 class Flight:
@@ -221,6 +263,13 @@ class Flight:
 
 
 LOADING: ContextVar[Flight | None] = ContextVar("LOADING", default=None)
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def needed(function: Callable[..., Any]) -> int | None:
