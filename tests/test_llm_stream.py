@@ -126,6 +126,12 @@ def test_null_parts_of_an_event_bring_nothing(null):
     assert reader.failure is None
 
 
+def test_empty_events_bring_nothing():
+    reader = PieceReader("here")
+    assert reader.feed(event("a") + b"data: \n\ndata:\n\n\n\n" + event("b") + b"data: \n\n" + LAST) == ["a", "b", ""]
+    assert (reader.over, reader.failure) == (True, None)
+
+
 # -- a reader that stalls
 
 

@@ -64,6 +64,8 @@ class PieceReader:
                 if data == DONE:
                     self.over = True
                     return
+                if not data:  # some servers keep a connection open with empty events
+                    continue
                 event = decode(data)
                 choices = event.choices
                 if choices and len(choices) == 1 and event.usage is None and event.error is None:

@@ -9,6 +9,7 @@ __all__ = ["EventReader"]
 BOM = b"\xef\xbb\xbf"
 BLANK = b"\n\n"
 DATA = b"data: "
+NEXT = BLANK + DATA
 
 
 class EventReader:
@@ -16,8 +17,8 @@ class EventReader:
 
     Works on bytes, so a character may be split between pieces. Lines end in LF, CRLF or CR; comments,
     `event`, `id` and `retry` are skipped. The stream may have at most `max_bytes`. Nearly all servers end lines in
-    LF and write one data line an event: a piece of such is cut at its empty lines, anything else line by line. Both
-    ways take time linear in the bytes, whatever their split.
+    LF and write one data line an event: a piece of such is cut with one split, anything else is read line by line.
+    Both ways take time linear in the bytes, whatever their split.
     """
 
     __slots__ = ("_after_cr", "_begun", "_data", "_left", "_max_bytes", "_tail")
@@ -35,10 +36,11 @@ class EventReader:
         if self._left < 0:
             raise LLMProtocolError(f"the stream has more than {self._max_bytes} bytes")
         if self._begun and not self._data and not self._after_cr and b"\r" not in piece:
-            if not self._tail and piece[:6] == DATA and piece.find(b"\n") == len(piece) - 2 and piece[-1:] == b"\n":
-                return [piece[6:-2]]  # one event, whole: what a model that is slower than the network sends
-            if BLANK in piece:
-                return self._cut(piece)
+            end = piece.rfind(BLANK)
+            if piece.find(b"\n") == end and piece[:6] == DATA and not self._tail and end + 2 == len(piece):
+                return [piece[6:end]]  # one event, whole: what comes of a model that is slower than the network
+            if end >= 0:
+                return self._cut(piece[:end], piece[end + 2 :])
         return self._feed_lines(piece)
 
     def end(self) -> list[bytes]:
@@ -46,21 +48,16 @@ class EventReader:
         lines, self._tail = b"".join(self._tail).splitlines(), []
         return self._events([*lines, b""])
 
-    def _cut(self, piece: bytes) -> list[bytes]:
-        """Return the events up to the last empty line of `piece`, which has one and no CR."""
-        tail = self._tail
-        if tail:
-            piece = b"".join((*tail, piece))
-        blocks = piece.split(BLANK)
-        last = blocks.pop()
-        self._tail = [last] if last else []
-        events = []
-        for block in blocks:
-            if block[:6] == DATA and b"\n" not in block:
-                events.append(block[6:])
-            else:
-                events += self._events([*block.splitlines(), b""])
-        return events
+    def _cut(self, whole: bytes, rest: bytes) -> list[bytes]:
+        """Return the events of `whole`, which has no CR and ends before an empty line; `rest` came after that."""
+        if self._tail:
+            whole = b"".join((*self._tail, whole))
+        self._tail = [rest] if rest else []
+        if whole[:6] == DATA:
+            events = whole[6:].split(NEXT)
+            if whole.count(b"\n") == 2 * len(events) - 2:
+                return events
+        return self._events([*whole.splitlines(), b""])
 
     def _feed_lines(self, piece: bytes) -> list[bytes]:
         if self._after_cr and piece.startswith(b"\n"):
