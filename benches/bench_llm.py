@@ -10,38 +10,12 @@ import asyncio
 import json
 import subprocess
 import sys
-from statistics import median
-from time import perf_counter
 
 import aiohttp
 import pytest
-import uvloop
+from measured import MESSAGES, Instant, compared, reported, run
 
-from whisper_fast.llm import Completion, Endpoint, LLMPool, OpenAIProvider, SimulatedLLM
-from whisper_fast.message import Delta
-
-MESSAGES = [
-    {"role": "system", "content": "You are kind.\n" + "\n".join(f"- memory number {n}" for n in range(10))},
-    {"role": "user", "content": "where did I leave my umbrella?"},
-]
-ANSWER = Completion(text="there")
-TURNS = 15
-
-
-class Instant:
-    """A provider that answers at once, so that only what stands above it costs."""
-
-    name = "instant"
-
-    async def chat(self, messages, **params):
-        return ANSWER
-
-    async def stream(self, messages, **params):
-        for _ in range(200):
-            yield Delta("word")
-
-    async def close(self):
-        pass
+from whisper_fast.llm import Endpoint, LLMPool, OpenAIProvider, SimulatedLLM
 
 
 @pytest.fixture(scope="module")
@@ -51,60 +25,6 @@ def stub():
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         yield process.stderr.readline().split()[-1]
         process.terminate()
-
-
-async def times(call, calls):
-    """Return the microseconds that one of `calls` calls in sequence takes."""
-    begin = perf_counter()
-    for _ in range(calls):
-        await call()
-    return (perf_counter() - begin) / calls * 1e6
-
-
-async def compared(peers, calls):
-    """Return the median microseconds of each peer, which take turns so that the machine's moods hit all alike."""
-    seen = {name: [] for name in peers}
-    for _ in range(TURNS):
-        for name, call in peers.items():
-            seen[name].append(await times(call, calls))
-    return {name: median(values) for name, values in seen.items()}
-
-
-def reported(benchmark, what, medians, units=1):
-    """Print the medians and their distances and ratios to the first of them."""
-    base = next(iter(medians.values()))
-    for name, value in medians.items():
-        line = f"{what}, {name}: {value / units:8.2f} us"
-        print(line if value is base else f"{line}  (+{(value - base) / units:.2f} us, x{value / base:.2f})")
-        benchmark.extra_info[f"{name}_us"] = round(value / units, 2)
-
-
-def run(benchmark, measure):
-    """Run `measure()` once on uvloop under pytest-benchmark."""
-    return benchmark.pedantic(lambda: uvloop.run(measure()), rounds=1)
-
-
-def test_pool_over_its_provider(benchmark):
-    instant, simulated = Instant(), SimulatedLLM(0)
-
-    async def measure():
-        async with LLMPool([instant]) as first, LLMPool([simulated]) as second:
-            return await compared(
-                {
-                    "instant provider": lambda: instant.chat(MESSAGES),
-                    "pool over it": lambda: first.chat(MESSAGES, user="u", priority=0),
-                },
-                2000,
-            ), await compared(
-                {
-                    "simulated provider": lambda: simulated.chat(MESSAGES),
-                    "pool over it": lambda: second.chat(MESSAGES, user="u", priority=0),
-                },
-                2000,
-            )
-
-    for medians in run(benchmark, measure):
-        reported(benchmark, "a request", medians)
 
 
 def test_pool_with_a_queue(benchmark):

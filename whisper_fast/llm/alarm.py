@@ -45,7 +45,7 @@ class Alarm:
 
     def set(self, at: float, sleeper: Sleeper) -> int:
         """Ring `sleeper` at `at`; return its tick, with which it can be cancelled."""
-        tick = int(min(at / self.tick, NEVER)) + 1
+        tick = int(at / self.tick) + 1 if at < NEVER else NEVER
         due = self._ticks.get(tick)
         if due is None:
             due = self._ticks[tick] = set()

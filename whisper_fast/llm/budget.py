@@ -23,8 +23,7 @@ class Budget:
 
     def earn(self) -> None:
         """Count a success."""
-        if self.left < self.burst:
-            self.left = min(self.burst, self.left + self.share)
+        self.left = min(self.burst, self.left + self.share)
 
     def spend(self) -> bool:
         """Take what one extra request costs; say whether it was there."""

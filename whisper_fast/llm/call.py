@@ -28,29 +28,19 @@ class Call:
     one timer and still never interrupt its reader between two pieces. `overtake` raises Overtaken once.
     """
 
-    __slots__ = (
-        "_alarm",
-        "_armed_at",
-        "_cancelling",
-        "_clock",
-        "_error",
-        "_left",
-        "_outside",
-        "_overtaken",
-        "_task",
-        "_tick",
-        "budget",
-    )
+    # Defaults of the class: most calls never change them, and a call is made for every request.
+    _tick = 0  # of the alarm; 0 while the budget does not run
+    _armed_at = 0.0
+    _cancelling = 0
+    _error: WhisperFastError | None = None
+    _task: asyncio.Task[object] | None = None
+    _outside: asyncio.Future[None] | None = None
+    _overtaken = False
 
     def __init__(self, budget: float, alarm: Alarm, clock: Callable[[], float]) -> None:
         self.budget = self._left = budget
         self._alarm = alarm
         self._clock = clock
-        self._tick = 0  # of the alarm; 0 while the budget does not run
-        self._error: WhisperFastError | None = None
-        self._task: asyncio.Task[object] | None = None
-        self._outside: asyncio.Future[None] | None = None
-        self._overtaken = False
 
     @property
     def left(self) -> float:
@@ -63,7 +53,7 @@ class Call:
         """Let the budget run from `now` on; harmless when it does already."""
         if not self._tick:
             self._armed_at = now
-            self._tick = self._alarm.set(now + max(0.0, self._left), self)
+            self._tick = self._alarm.set(now + self._left, self)
 
     def disarm(self) -> None:
         """Stop the budget, what is left stays; harmless when it does not run."""
@@ -115,9 +105,10 @@ class Call:
         task, self._task = self._task, None
         if self._outside is not None and not self._outside.done():
             self._outside.set_result(None)
-        overtaken, self._overtaken = self._overtaken, False
+        overtaken = self._overtaken
         if task is None or not (overtaken or self._error):
             return
+        self._overtaken = False
         cancels = task.uncancel()
         if overtaken and self._error:
             cancels = task.uncancel()  # each of the two had cancelled it

@@ -10,14 +10,15 @@ from whisper_fast.errors import WhisperFastError
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from .alarm import Alarm
     from .budget import Budget
     from .call import Call
+    from .latency import Latency
     from .upstream import Visit
 
 __all__ = ["Hedge", "Hedges"]
 
 T = TypeVar("T")
+GRAIN = 0.0005  # seconds that a timer of the loop may be early
 SHARE, BURST = 0.07, 10.0  # extra requests for each answer, and how many at once after a calm time
 
 
@@ -27,15 +28,44 @@ class Hedges:
     A call is hedged when it has no answer (a stream: no first piece) after the time that 93 of 100 calls to its
     endpoint need, at most 7 hedges for 100 answers, and only while a slot is free that nobody waits for. In an
     outage there are no answers, so the budget is soon spent, and an endpoint that is shut has no free slot.
+
+    A call that is watched costs a place in a queue: `start` is only asked when its time has come, and the loop has
+    one timer for the head of the queue.
     """
 
-    __slots__ = ("_losers", "alarm", "budget", "won")
+    __slots__ = ("_clock", "_losers", "_seen", "budget", "won")
 
-    def __init__(self, alarm: Alarm, budget: Budget) -> None:
-        self.alarm = alarm
+    def __init__(self, clock: Callable[[], float], budget: Budget) -> None:
         self.budget = budget
         self.won = 0
+        self._clock = clock
+        self._seen: set[Latency] = set()
         self._losers: set[asyncio.Task[Any]] = set()
+
+    def watch(self, visit: Visit, latency: Latency, start: Callable[..., None], *args: Any) -> None:
+        """Call `start(visit, *args)` when the visit is still pending after the time that most calls need."""
+        latency.watched.append((visit.begun + latency.high, visit, start, args))
+        if latency.timer is None:
+            self._arm(latency)
+
+    def _arm(self, latency: Latency) -> None:
+        """Set the timer for the first of the queue that is still pending."""
+        watched = latency.watched
+        while watched and not watched[0][1].pending:
+            watched.popleft()
+        if watched:
+            self._seen.add(latency)
+            delay = max(0.0, watched[0][0] - self._clock())
+            latency.timer = asyncio.get_running_loop().call_later(delay, self._due, latency)
+
+    def _due(self, latency: Latency) -> None:
+        latency.timer = None
+        watched, now = latency.watched, self._clock() + GRAIN
+        while watched and (watched[0][0] <= now or not watched[0][1].pending):
+            _, visit, start, args = watched.popleft()
+            if visit.pending and self.budget.left >= 1:
+                start(visit, *args)
+        self._arm(latency)
 
     def keep(self, task: asyncio.Task[Any]) -> None:
         """Hold a cancelled task until its end."""
@@ -43,54 +73,44 @@ class Hedges:
         task.add_done_callback(self._losers.discard)
 
     async def close(self) -> None:
-        """Wait for the end of all that was cancelled."""
+        """Watch nobody any more, and wait for the end of all that was cancelled."""
+        for latency in self._seen:
+            latency.watched.clear()
+            if latency.timer is not None:
+                latency.timer.cancel()
         if self._losers:
             await asyncio.wait(self._losers)
 
 
 class Hedge(Generic[T]):
-    """The second attempt of one call: waits for its time, runs, and interrupts the first one with its answer.
+    """The second attempt of one call, begun at once: it interrupts the first one with its answer.
 
-    `take` returns a visit, or None where there is no room. `attempt` may be cancelled at any time and does not settle
-    its visit: `settled` does that for an answer (a stream's is settled by whoever reads it on), and `discard` gives
-    back what an answer holds that came too late.
+    `attempt` may be cancelled at any time and does not settle its visit: `settled` does that for an answer (a
+    stream's is settled by whoever reads it on), and `discard` gives back what an answer holds that came too late.
     """
 
-    __slots__ = ("_attempt", "_call", "_discard", "_hedges", "_settled", "_take", "_task", "_tick", "_visit")
+    __slots__ = ("_call", "_discard", "_hedges", "_settled", "_task", "_visit")
 
     def __init__(
         self,
         hedges: Hedges,
         call: Call,
-        at: float,
-        take: Callable[[], Visit | None],
-        attempt: Callable[[Visit], Coroutine[Any, Any, T]],
+        visit: Visit,
+        attempt: Coroutine[Any, Any, T],
         settled: Callable[[Visit, T], None] | None = None,
         discard: Callable[[T], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
+        hedges.budget.spend()
         self._hedges = hedges
         self._call = call
-        self._take = take
-        self._attempt = attempt
+        self._visit = visit
         self._settled = settled
         self._discard = discard
-        self._task: asyncio.Task[T] | None = None
-        self._visit: Visit | None = None
-        self._tick = hedges.alarm.set(at, self)
-
-    def ring(self) -> None:
-        """Start the second attempt, if the budget and the slots allow it."""
-        self._tick = 0
-        if self._hedges.budget.left < 1 or (visit := self._take()) is None:
-            return
-        self._hedges.budget.spend()
-        self._visit = visit
-        self._task = asyncio.get_running_loop().create_task(self._attempt(visit), name="llm-hedge")
+        self._task: asyncio.Task[T] | None = asyncio.get_running_loop().create_task(attempt, name="llm-hedge")
         self._task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[T]) -> None:
         visit = self._visit
-        assert visit is not None  # noqa: S101 - it was set before the task
         if task.cancelled():
             visit.left()
         elif isinstance(error := task.exception(), WhisperFastError):
@@ -107,28 +127,25 @@ class Hedge(Generic[T]):
 
     @property
     def running(self) -> bool:
-        """Whether the second attempt was started and was not given up."""
+        """Whether its result was neither taken nor given up."""
         return self._task is not None
 
     async def result(self) -> T:
-        """Wait for the second attempt and return what it brings; raises what it raises."""
+        """Wait for its end and return what it brings; raises what it raises."""
         assert self._task is not None  # noqa: S101 - asked only while it is running
         await asyncio.wait([self._task])
         return self.take_result()
 
     def take_result(self) -> T:
-        """Return what the second attempt has brought; raises what it raised."""
-        assert self._task is not None  # noqa: S101 - it was started
+        """Return what it has brought; raises what it raised."""
+        assert self._task is not None  # noqa: S101 - asked only while it is running
         task, self._task = self._task, None
         answer = task.result()
         self._hedges.won += 1
         return answer
 
     def cancel(self) -> None:
-        """Give the second attempt up, whatever its state; harmless when its result was taken."""
-        if self._tick:
-            self._hedges.alarm.cancel(self._tick, self)
-            self._tick = 0
+        """Give it up, whatever its state; harmless when its result was taken."""
         task, self._task = self._task, None
         if task is None:
             return

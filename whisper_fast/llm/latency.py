@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from itertools import accumulate
 from math import inf, log
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from asyncio import TimerHandle
 
 __all__ = ["Latency"]
 
@@ -20,7 +25,7 @@ class Latency:
     samples are known.
     """
 
-    __slots__ = ("_counts", "_fresh", "_total", "high", "mean", "quantile")
+    __slots__ = ("_counts", "_fresh", "_total", "high", "mean", "quantile", "timer", "watched")
 
     def __init__(self, quantile: float) -> None:
         self.quantile = quantile
@@ -28,6 +33,8 @@ class Latency:
         self.mean = 0.0
         self._counts = [0.0] * BUCKETS
         self._total = self._fresh = 0.0
+        self.watched: deque[Any] = deque()  # see Hedges
+        self.timer: TimerHandle | None = None
 
     def observe(self, seconds: float) -> None:
         """Count one call."""

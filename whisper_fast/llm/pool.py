@@ -21,7 +21,7 @@ from .route import ORDERS, Order, Route, ordered
 from .upstream import Upstream, Visit
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["LLMPool"]
 
 UNWIND = 5.0  # seconds that interrupted calls have to give back what they hold
-TICK, FINE_TICK = 0.02, 0.0005  # seconds that a deadline, and a hedge, may be late
+TICK = 0.02  # seconds that a deadline may be late
 RETRIES = (0.1, 10.0)  # retries for each answer, and how many at once after a calm time
 
 
@@ -85,7 +85,7 @@ class LLMPool:
         clock = everybody.monotonic if clock is None else clock
         self._clock = clock
         self._alarm = Alarm(TICK, clock)
-        self._upstreams = [
+        self._upstreams: Sequence[Upstream] = [
             Upstream(source, max_concurrent, max_waiting, self._alarm, clock, adaptive) for source in sources
         ]
         self._timeout = checked(timeout)
@@ -93,7 +93,7 @@ class LLMPool:
         self._order: Order = order
         self._retries = Budget(*RETRIES)
         self._hedging = hedging
-        self._hedges = Hedges(Alarm(FINE_TICK, clock), Budget(SHARE, BURST))
+        self._hedges = Hedges(clock, Budget(SHARE, BURST))
         self._coalescing = coalescing
         self._flights = Flights()
         self._closed = False
@@ -109,7 +109,7 @@ class LLMPool:
         models = (getattr(upstream.provider, "model", upstream.name) for upstream in self._upstreams)
         return tuple(dict.fromkeys(model for model in models if model))
 
-    async def chat(
+    def chat(
         self,
         messages: Sequence[ChatMessage],
         *,
@@ -118,20 +118,18 @@ class LLMPool:
         timeout: float | None = None,
         shared: bool = False,
         **params: Any,
-    ) -> Completion:
+    ) -> Coroutine[Any, Any, Completion]:
         """Return the answer to `messages`; smaller `priority` is served first, from -100 to 100.
 
         `user` says whose call it is; it stays in this process. Equal requests under way at temperature 0 or with a
         seed are one call, within one user, and with others' only where both are `shared`. `params` goes to the model
         as it is.
         """
-        if self._closed:
-            raise Closed("the pool is closed")
-        if deterministic(params) and (shared or user is not None) and self._coalescing():
+        if params and deterministic(params) and (shared or user is not None) and self._coalescing():
             key = identity(None if shared else user, (shared, priority, timeout), messages, params)
             if key is not None:
-                return await self._flights.join(key, partial(self._chat, messages, user, priority, timeout, params))
-        return await self._chat(messages, user, priority, timeout, params)
+                return self._flights.join(key, partial(self._chat, messages, user, priority, timeout, params))
+        return self._chat(messages, user, priority, timeout, params)
 
     async def _chat(
         self,
@@ -144,50 +142,30 @@ class LLMPool:
         call, route = self._begin(timeout, messages)
         try:
             while True:
-                now = self._clock()
-                visit = route.upstream.take(user, priority, now) or await self._admit(route, user, priority)
+                upstream = route.upstreams[route.at]
+                visit = upstream.take(user, priority, self._clock()) or await self._admit(route, user, priority)
                 call.arm(visit.begun)
-                hedge = None
-                if visit.upstream.whole.high < inf and self._hedging():
-                    hedge = self._hedged_chat(call, route, visit, messages, params)
+                if (whole := visit.upstream.whole).high < inf and self._hedging():
+                    self._hedges.watch(visit, whole, self._hedge_chat, call, route, messages, params)
                 try:
-                    return await self._asked(call, visit, hedge, messages, params)
-                except LLMError as error:
+                    with call:
+                        answer = await visit.upstream.provider.chat(messages, **params)
+                except BaseException as error:
+                    if (rescued := await rescue(call, visit, error)) is not None:
+                        return rescued
+                    if not isinstance(error, LLMError):
+                        raise
                     pause = route.failed(error, call.left)
+                else:
+                    visit.answered(answer.usage)
+                    self._earn()
+                    return answer
                 finally:
-                    if hedge is not None:
-                        hedge.cancel()
+                    if visit.hedge is not None:
+                        visit.hedge.cancel()
                 await self._pause(call, pause)
         finally:
             call.end()
-
-    async def _asked(
-        self,
-        call: Call,
-        visit: Visit,
-        hedge: Hedge[Completion] | None,
-        messages: Sequence[ChatMessage],
-        params: dict[str, Any],
-    ) -> Completion:
-        """Return the answer of one attempt, or of its hedge where that is first or the only one."""
-        try:
-            with call:
-                answer = await visit.upstream.provider.chat(messages, **params)
-        except Overtaken:
-            visit.left()
-            assert hedge is not None  # noqa: S101 - nobody else overtakes
-            return hedge.take_result()
-        except LLMError as error:
-            visit.failed(error)
-            if hedge is None or not hedge.running:
-                raise
-            return await rescued(call, hedge, error)
-        except BaseException:
-            visit.left()
-            raise
-        visit.answered(answer.usage)
-        self._earn()
-        return answer
 
     async def stream(
         self,
@@ -206,8 +184,8 @@ class LLMPool:
         call, route = self._begin(timeout, messages)
         try:
             while True:
-                now = self._clock()
-                visit = route.upstream.take(user, priority, now) or await self._admit(route, user, priority)
+                upstream = route.upstreams[route.at]
+                visit = upstream.take(user, priority, self._clock()) or await self._admit(route, user, priority)
                 call.arm(visit.begun)
                 reading, begun = Reading(visit, messages, params), False
                 settle: Callable[[], None] = visit.left
@@ -241,9 +219,9 @@ class LLMPool:
         self, call: Call, route: Route, reading: Reading, messages: Sequence[ChatMessage], params: dict[str, Any]
     ) -> tuple[Reading, Sequence[Delta]]:
         """Return the first pieces and where to read on: of the attempt, or of its hedge where that was first."""
-        visit, hedge = reading.visit, None
-        if visit.upstream.first.high < inf and self._hedging():
-            hedge = self._hedged_stream(call, route, visit, messages, params)
+        visit = reading.visit
+        if (first := visit.upstream.first).high < inf and self._hedging():
+            self._hedges.watch(visit, first, self._hedge_stream, call, route, messages, params)
         try:
             with call:
                 pieces = await reading.next()
@@ -252,11 +230,12 @@ class LLMPool:
             return reading, pieces
         except Overtaken:
             await reading.leave()
-            assert hedge is not None  # noqa: S101 - nobody else overtakes
-            return hedge.take_result()
+            assert visit.hedge is not None  # noqa: S101 - nobody else overtakes
+            found: tuple[Reading, Sequence[Delta]] = visit.hedge.take_result()
+            return found
         finally:
-            if hedge is not None:
-                hedge.cancel()
+            if visit.hedge is not None:
+                visit.hedge.cancel()
 
     def stats(self) -> dict[str, Any]:
         """Return in_flight, limit, waiting, calls, errors (class name -> count) and more, in all and per endpoint.
@@ -294,7 +273,6 @@ class LLMPool:
         for upstream in self._upstreams:
             await upstream.close()
         self._alarm.close()
-        self._hedges.alarm.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -308,7 +286,10 @@ class LLMPool:
         if self._closed:
             raise Closed("the pool is closed")
         call = Call(self._timeout if timeout is None else checked(timeout), self._alarm, self._clock)
-        return call, Route(ordered(self._upstreams, self._order, messages), self._retries)
+        upstreams = self._upstreams
+        if self._order != "listed":
+            upstreams = ordered(upstreams, self._order, messages)
+        return call, Route(upstreams, self._retries)
 
     async def _admit(self, route: Route, user: str | None, priority: int) -> Visit:
         """Return a visit of the route's endpoint, or of a later one where that is shut or overloaded."""
@@ -331,8 +312,9 @@ class LLMPool:
         call.disarm()
 
     def _earn(self) -> None:
-        self._retries.earn()
-        self._hedges.budget.earn()
+        for budget in (self._retries, self._hedges.budget):
+            if budget.left < budget.burst:
+                budget.earn()
 
     def _second(self, route: Route, visit: Visit) -> Visit | None:
         """Return a visit for a hedge: of the same endpoint where the order is one of preference, else of the next."""
@@ -345,50 +327,59 @@ class LLMPool:
                 return second
         return None
 
-    def _hedged_chat(
-        self, call: Call, route: Route, visit: Visit, messages: Sequence[ChatMessage], params: dict[str, Any]
-    ) -> Hedge[Completion]:
-        return Hedge(
-            self._hedges,
-            call,
-            visit.begun + visit.upstream.whole.high,
-            partial(self._second, route, visit),
-            lambda second: second.upstream.provider.chat(messages, **params),
-            lambda second, answer: second.answered(answer.usage),
-        )
+    def _hedge_chat(
+        self, visit: Visit, call: Call, route: Route, messages: Sequence[ChatMessage], params: dict[str, Any]
+    ) -> None:
+        if (second := self._second(route, visit)) is not None:
+            attempt = asked(second, messages, params)
+            visit.hedge = Hedge(
+                self._hedges, call, second, attempt, lambda visit, answer: visit.answered(answer.usage)
+            )
 
-    def _hedged_stream(
-        self, call: Call, route: Route, visit: Visit, messages: Sequence[ChatMessage], params: dict[str, Any]
-    ) -> Hedge[tuple[Reading, Sequence[Delta]]]:
-        async def opened(second: Visit) -> tuple[Reading, Sequence[Delta]]:
-            reading = Reading(second, messages, params)
-            try:
-                pieces = await reading.next()
-            except BaseException:
-                await reading.close()
-                raise
-            second.began(self._clock())
-            return reading, pieces
-
-        return Hedge(
-            self._hedges,
-            call,
-            visit.begun + visit.upstream.first.high,
-            partial(self._second, route, visit),
-            opened,
-            discard=lambda found: found[0].leave(),
-        )
+    def _hedge_stream(
+        self, visit: Visit, call: Call, route: Route, messages: Sequence[ChatMessage], params: dict[str, Any]
+    ) -> None:
+        if (second := self._second(route, visit)) is not None:
+            attempt = opened(Reading(second, messages, params), self._clock)
+            visit.hedge = Hedge(self._hedges, call, second, attempt, discard=lambda found: found[0].leave())
 
 
-async def rescued(call: Call, hedge: Hedge[Completion], error: LLMError) -> Completion:
-    """Return the answer of a hedge whose first attempt has failed; raises that one's error when both have."""
+async def asked(visit: Visit, messages: Sequence[ChatMessage], params: dict[str, Any]) -> Completion:
+    return await visit.upstream.provider.chat(messages, **params)
+
+
+async def opened(reading: Reading, clock: Callable[[], float]) -> tuple[Reading, Sequence[Delta]]:
+    """Return a stream with its first pieces; one that is given up before is closed."""
+    try:
+        pieces = await reading.next()
+    except BaseException:
+        await reading.close()
+        raise
+    reading.visit.began(clock())
+    return reading, pieces
+
+
+async def rescue(call: Call, visit: Visit, error: BaseException) -> Completion | None:
+    """Settle a visit that has ended with `error`; return the answer of its hedge, None where there is none."""
+    hedge = visit.hedge
+    if isinstance(error, Overtaken) and hedge is not None:
+        visit.left()
+        answer: Completion = hedge.take_result()
+        return answer
+    if not isinstance(error, LLMError):
+        visit.left()
+        return None
+    visit.failed(error)
+    if hedge is None or not hedge.running:
+        return None
     try:
         with call:
-            return await hedge.result()
-    except (LLMError, Overtaken):
-        if hedge.running:
-            return hedge.take_result()
-        raise error from None
+            answer = await hedge.result()
+    except Overtaken:  # by the same answer, a moment before it was looked at
+        answer = hedge.take_result()
+    except LLMError:
+        return None
+    return answer
 
 
 def checked(timeout: float) -> float:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from .alarm import Alarm
     from .completion import ChatProvider
+    from .hedge import Hedge
 
 __all__ = ["Upstream", "Visit"]
 
@@ -38,7 +39,9 @@ HIGH = 0.93  # the quantile of latencies that a hedge waits for
 class Visit:
     """One attempt at an endpoint. It holds a slot until it was `answered`, `failed` or has `left`."""
 
-    __slots__ = ("begun", "cost", "first", "pass_", "priority", "since", "upstream", "user")
+    first = 0.0  # seconds until the first piece of a stream
+    pending = True  # there is no answer yet, nor a first piece
+    hedge: Hedge[Any] | None = None
 
     def __init__(
         self, upstream: Upstream, user: str | None, priority: int, begun: float, pass_: int, since: float
@@ -50,23 +53,26 @@ class Visit:
         self.pass_ = pass_
         self.since = since
         self.cost = upstream.tokens
-        self.first = 0.0  # seconds until the first piece of a stream
 
     def began(self, now: float) -> None:
         """Count the first piece of a stream."""
+        self.pending = False
         self.first = now - self.begun
         self.upstream.first.observe(self.first)
 
     def answered(self, usage: Usage | None) -> None:
         """Count an answer and give the slot back."""
+        self.pending = False
         self.upstream.answered(self, usage)
 
     def failed(self, error: WhisperFastError) -> None:
         """Count a failure and give the slot back."""
+        self.pending = False
         self.upstream.failed(self, error)
 
     def left(self) -> None:
         """Give the slot back; the call went away, which says nothing about the endpoint."""
+        self.pending = False
         self.upstream.left(self)
 
 
@@ -160,15 +166,14 @@ class Upstream:
     def answered(self, visit: Visit, usage: Usage | None) -> None:
         """Count what a visit's answer tells about latency, tokens and health."""
         now = self._clock()
-        tokens = 0 if usage is None else usage.prompt_tokens + usage.completion_tokens
-        in_flight = self.slots.in_flight
+        sent, received = (usage.prompt_tokens, usage.completion_tokens) if usage is not None else (0, 0)
+        tokens, in_flight = sent + received, self.slots.in_flight
         if visit.first:
-            work = usage.prompt_tokens if usage is not None else 0
-            self.limit.answered(now, visit.begun, in_flight, work, visit.first, "first token")
+            self.limit.answered(now, visit.begun, in_flight, sent, visit.first, "first token")
         else:
             self.whole.observe(now - visit.begun)
-            work = usage.completion_tokens if usage is not None else 0
-            self.limit.answered(now, visit.begun, in_flight, work)
+            if 2 * in_flight >= self.slots.limit:  # fewer calls do not show what it bears
+                self.limit.answered(now, visit.begun, in_flight, received)
         if tokens:
             self.tokens += (tokens - self.tokens) / 64
             self.slots.settle(visit.user, visit.priority, tokens - visit.cost, visit.since)
