@@ -21,11 +21,11 @@ help:
 	@echo 'make format  let ruff format and fix what it can'
 	@echo 'make clean   remove everything that was built'
 
-run: $(VENV)/installed
+run: $(VENV)/installed $(VENV)/with-hnsw
 	@$(BIN)/whisper-fast serve $(ARGS)
 
 # From tests/ and without the folder on sys.path: what is tested is the installed package, not the source tree.
-test: $(VENV)/installed $(VENV)/with-test
+test: $(VENV)/installed $(VENV)/with-test $(VENV)/with-hnsw
 	@.ci/packages test
 	@cd tests && ../$(BIN)/python -P -m pytest $(ARGS)
 
@@ -58,6 +58,14 @@ REQUIREMENTS := import sys, tomllib; \
 	project = tomllib.load(open("pyproject.toml", "rb")); \
 	lists = {"build": project["build-system"]["requires"], **project["project"]["optional-dependencies"]}; \
 	print(*lists[sys.argv[1]], sep="\n")
+
+# hnswlib has no wheels; without a C++ compiler the search stays exact. NO_NATIVE: what is built here may run elsewhere.
+$(VENV)/with-hnsw: pyproject.toml $(VENV)/made
+	@.ci/packages hnsw
+	@echo 'installing hnswlib, for users with very many memories'
+	@$(BIN)/python -c '$(REQUIREMENTS)' hnsw > $@.txt
+	@HNSWLIB_NO_NATIVE=1 $(PIP) -r $@.txt || echo 'hnswlib cannot be built here: every search is exact'
+	@touch $@
 
 $(VENV)/with-%: pyproject.toml $(VENV)/made
 	@echo 'installing what is needed to $*'

@@ -97,8 +97,10 @@ static void score_rows(const wf_table *table, size_t count, const wf_question *q
                 own[i] = NAN;
                 continue;
             }
-            if (!question->query)
-                own[i] = 0.0f;
+            if (!question->query || table->scale[i] == 0.0f) {
+                own[i] = INFINITY; /* without a direction: of average cosine */
+                continue;
+            }
             sum += own[i];
             squares += (double)own[i] * own[i];
             seen++;
@@ -108,7 +110,8 @@ static void score_rows(const wf_table *table, size_t count, const wf_question *q
     double variance = seen ? squares / (double)seen - mean * mean : 0.0;
     double weight = variance > 1e-12 ? question->dense_weight / sqrt(variance) : 0.0;
     for (size_t i = 0; i < count; i++)
-        own[i] = (float)((own[i] - mean) * weight) + (question->lexical ? question->lexical[i] : 0.0f);
+        own[i] = (isinf(own[i]) ? 0.0f : (float)((own[i] - mean) * weight)) +
+                 (question->lexical ? question->lexical[i] : 0.0f);
 }
 
 static uint32_t visible_before(const wf_table *table, uint32_t row, const float *own)

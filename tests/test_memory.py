@@ -198,7 +198,7 @@ async def test_recall_many_embeds_once_and_keeps_the_order(memory, embedder):
     embedder.texts.clear()
     answers = await memory.recall_many([("bob", "who?"), ("nobody", "me?"), ("ada", "who?"), ("bob", "you?")], k=1)
     assert [[m.text for m in found] for found in answers] == [["I am bob"], [], ["I am ada"], ["I am bob"]]
-    assert embedder.texts == ["who?", "me?", "who?", "you?"]
+    assert embedder.texts == ["who?", "me?", "you?"], "a question that many ask is embedded once"
     assert await memory.recall_many([]) == []
 
 
@@ -261,6 +261,7 @@ async def test_memories_of_another_embedder_are_embedded_again_once(tmp_path):
     for seen in (["where were you", "who is it", "who is it"], ["who is it"]):
         new = HashEmbedder("new")
         async with MemoryStore.open(tmp_path, new) as memory:
+            await memory.reembedded()
             assert (await texts(memory, "ada", "who is it", k=1)) == ["who is it"]
         assert new.texts == seen
 

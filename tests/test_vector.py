@@ -149,6 +149,7 @@ def fused(own, visible, previous):
 def test_the_fused_score_is_the_formula(seed, count, sessions, lexical):
     rng = np.random.default_rng(seed)
     data, query = vectors(seed, count, 16), vectors(seed + 1, 1, 16)[0]
+    data[rng.random(count) < 0.1] = 0
     last, previous = {}, []
     for i, session in enumerate(rng.integers(0, sessions, count)):
         previous.append(last.get(session, -1))
@@ -157,11 +158,12 @@ def test_the_fused_score_is_the_formula(seed, count, sessions, lexical):
     gone = set(rng.choice(count, count // 5, replace=False).tolist())
     for row in gone:
         rows.remove(row)
-    visible = [i not in gone for i in range(count)]
+    visible = np.array([i not in gone for i in range(count)], bool)
     words = rng.gamma(1, 2, count).astype(np.float32)
     cosine = cosines(data, query)
-    seen = cosine[visible]
-    own = 0.7 * (cosine - seen.mean()) / (seen.std() or 1) + (words if lexical else 0)
+    pointing = data.any(axis=1)
+    seen = cosine[visible & pointing] if (visible & pointing).any() else np.zeros(1)
+    own = np.where(pointing, 0.7 * (cosine - seen.mean()) / (seen.std() or 1), 0) + (words if lexical else 0)
     want = fused(own.tolist(), visible, previous)
     found = rows.recall(query, words if lexical else None, count)
     assert sorted(row for row, _ in found) == [i for i in range(count) if visible[i]]

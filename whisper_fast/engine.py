@@ -98,6 +98,8 @@ class Engine:
             embed=self._batcher.submit_many,
             cache_bytes=settings.memory_cache_bytes,
             caching=lambda: self.flags.caching,
+            ann=lambda: self.flags.ann,
+            ann_rows=settings.ann_rows,
         )
         self._conversations = Conversations(
             database,
@@ -157,6 +159,7 @@ class Engine:
             log.info("%s", description)
             stack.push_async_callback(engine._stop)
             await engine._turns.recovery.start()
+            engine.memory.start()
             engine._beside(engine._retention.run(), "retention")
             yield engine
 
@@ -350,6 +353,7 @@ class Engine:
         await self._pipeline.close()
         if self._judge is not None:
             await self._judge.close()
+        await self.memory.close()
         await self._batcher.close()
         await self._executor.close()
         self._claims.close()

@@ -17,12 +17,14 @@ class Flags:
 
     `parallel` runs components together, `batching` embeds for many users at once, `caching` keeps segments and
     conversations in memory, `preload` follows `Engine.hint`, `hedging` asks a slow model a second time,
-    `adaptive` lets the model's limit follow what it bears.
+    `adaptive` lets the model's limit follow what it bears, `ann` searches users with very many memories through
+    hnswlib.
     """
 
-    __slots__ = ("adaptive", "batching", "caching", "hedging", "parallel", "preload")
+    __slots__ = ("adaptive", "ann", "batching", "caching", "hedging", "parallel", "preload")
 
     adaptive: bool
+    ann: bool
     parallel: bool
     batching: bool
     caching: bool

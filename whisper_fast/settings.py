@@ -92,6 +92,7 @@ class Settings(BaseSettings):
 
     # what is kept in memory
     memory_cache_bytes: int = Field(256 * MIB, ge=MIB)
+    ann_rows: int = Field(150_000, ge=1)  # memories of one user from which hnswlib wins, see benches/bench_index.py
     conversation_cache_bytes: int = Field(64 * MIB, ge=MIB)
     conversation_cache_timeout_minutes: float = plan("CONVERSATION_CACHE_TIMEOUT_MINUTES", 15.0, gt=0)
     conversation_cache_bootstrap_limit: int = plan("CONVERSATION_CACHE_BOOTSTRAP_LIMIT", 20, ge=0)
@@ -105,6 +106,7 @@ class Settings(BaseSettings):
     feature_preload: bool = True
     feature_hedging: bool = True
     feature_adaptive: bool = True
+    feature_ann: bool = True
 
     def __init__(self, **overrides: Any) -> None:
         """Read the environment; `overrides` win. Raises SettingsError."""

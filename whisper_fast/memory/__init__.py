@@ -6,6 +6,8 @@ segment    one user's memories in memory: vectors, postings, texts
 item       what may be handed in, checked
 rows       the SQL
 embedding  texts to vectors
+index      one user's approximate index, above the size where it wins (indexing: which users have one)
+reembedding  old memories get vectors of the present embedder
 terms      texts to stems (stopwords: those that say nothing)
 scopes     who may hear what was told where
 """

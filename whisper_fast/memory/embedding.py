@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from inspect import iscoroutinefunction
+from sys import getsizeof
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from .._vector import Rows
+from ..cache import Cache
 from ..errors import InvalidMessage
 from ..models.embedder import StaticEmbedder
 from .rows import Vector
@@ -21,21 +23,44 @@ if TYPE_CHECKING:
 
 __all__ = ["Embedding", "checked", "pack"]
 
+QUESTION_BYTES: Final = 4 << 20  # of vectors of questions are kept
+QUESTION_OWN_BYTES: Final = 250  # Python's own, of one of them
 INLINE_CHARACTERS: Final = 8192  # the static embedder takes less time for so few than a thread would
 
 
 class Embedding:
-    """Calls an embedder, or `through` in its place, and checks what it returns."""
+    """Calls an embedder, or `through` in its place, checks what it returns, and keeps the vectors of questions."""
 
-    def __init__(self, embedder: Embedder, through: Callable[[Sequence[str]], Awaitable[Any]] | None = None) -> None:
+    def __init__(
+        self,
+        embedder: Embedder,
+        through: Callable[[Sequence[str]], Awaitable[Any]] | None = None,
+        caching: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.embedder = embedder
         self._through = through or self._direct
+        self._caching = caching
+        self._questions: Cache[str, NDArray[np.float32]] = Cache(QUESTION_BYTES, weigher=weight)
 
     async def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return float32 [len(texts), dimension]. Raises InvalidMessage for what is no such array, or not finite."""
         if not texts:
             return np.empty((0, self.embedder.dimension), np.float32)
         return checked(await self._through(texts), len(texts), self.embedder)
+
+    async def questions(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+        """Return a vector a text, read-only; one that was asked lately is not embedded again."""
+        if not self._caching():
+            return list(await self(texts))
+        found = zip(texts, self._questions.get_many(texts), strict=True)
+        known = {text: vector for text, vector in found if vector is not None}
+        missing = [text for text in dict.fromkeys(texts) if text not in known]
+        for text, vector in zip(missing, await self(missing), strict=True):
+            kept = vector.copy()
+            kept.flags.writeable = False
+            known[text] = kept
+            self._questions.put(text, kept)
+        return [known[text] for text in texts]
 
     async def _direct(self, texts: Sequence[str]) -> Any:
         embedder = self.embedder
@@ -45,6 +70,10 @@ class Embedding:
             return embedder.embed(texts)
         found = await asyncio.to_thread(embedder.embed, texts)
         return await found if isinstance(found, Awaitable) else found
+
+
+def weight(text: str, vector: NDArray[np.float32]) -> int:
+    return getsizeof(text) + vector.nbytes + QUESTION_OWN_BYTES
 
 
 def checked(vectors: Any, count: int, embedder: Embedder) -> NDArray[np.float32]:

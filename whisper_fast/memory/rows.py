@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import numpy as np
+
 from ..store.schema import next_memory_id
+from .index import Content
 from .item import Item
 
 if TYPE_CHECKING:
@@ -14,8 +17,26 @@ if TYPE_CHECKING:
 
     from ..models.embedder import Embedder
 
-__all__ = ["Stored", "Vector", "delete", "delete_user", "embedder_id", "insert", "page", "replace_vectors", "select"]
+__all__ = [
+    "NO_EMBEDDER",
+    "NO_VECTOR",
+    "Outdated",
+    "Stored",
+    "Vector",
+    "content",
+    "count_outdated",
+    "delete",
+    "delete_user",
+    "embedder_id",
+    "insert",
+    "outdated",
+    "page",
+    "replace_vectors",
+    "select",
+    "settle_embedder",
+]
 
+CURRENT: Final = "embedder.name = ? AND length(memory.vector) = ?"  # made by this embedder, in its dimension
 COLUMNS: Final = "id, scope, text, at, speaker, session, metadata, source"
 
 
@@ -26,6 +47,19 @@ class Vector(NamedTuple):
     scale: float
 
 
+NO_EMBEDDER: Final = ""
+NO_VECTOR: Final = Vector(b"", 0.0)
+"""Of a memory that was stored while its embedder did not answer; kept under the embedder "", to be embedded later."""
+
+
+class Outdated(NamedTuple):
+    """A memory whose vector is another embedder's, or missing."""
+
+    user: str
+    id: int
+    text: str
+
+
 class Stored(NamedTuple):
     """A memory of one user with its id; `vector` is None where another embedder made it."""
 
@@ -34,13 +68,46 @@ class Stored(NamedTuple):
     vector: Vector | None
 
 
-def embedder_id(connection: apsw.Connection, embedder: Embedder) -> int:
-    """Return the number under which the vectors of `embedder` are stored; call it inside a write job."""
-    found = connection.execute("SELECT id FROM embedder WHERE name = ?", (embedder.name,)).get
-    if found is None:
-        sql = "INSERT INTO embedder (name, dimension) VALUES (?, ?) RETURNING id"
-        found = connection.execute(sql, (embedder.name, embedder.dimension)).get
-    return int(found)
+def embedder_id(connection: apsw.Connection, name: str, dimension: int) -> int:
+    """Return the number under which an embedder's vectors are stored; call it inside a write job."""
+    sql = """INSERT INTO embedder (name, dimension) VALUES (?, ?)
+             ON CONFLICT (name) DO UPDATE SET name = name RETURNING id"""
+    return int(connection.execute(sql, (name, dimension)).get)
+
+
+def content(connection: apsw.Connection, user: str, embedder: Embedder, after: int = 0) -> Content:
+    """Return the vectors of `user` that `embedder` made, of ids over `after`, as columns."""
+    sql = f"""SELECT memory.id, memory.vector, scale FROM memory JOIN embedder ON embedder.id = memory.embedder
+              WHERE user = ? AND memory.id > ? AND {CURRENT} ORDER BY memory.id"""  # noqa: S608
+    found = connection.execute(sql, (user, after, embedder.name, embedder.dimension)).fetchall()
+    ids, packed, scale = zip(*found, strict=True) if found else ((), (), ())
+    values = np.frombuffer(b"".join(packed), np.int8).reshape(len(ids), embedder.dimension)
+    return Content(embedder.name, np.array(ids, np.int64), values, np.array(scale, np.float32))
+
+
+def count_outdated(connection: apsw.Connection, embedder: Embedder) -> int:
+    """Return how many memories of all users have no vector of `embedder`; 0 at once where it is the only one."""
+    others = "SELECT count(*) FROM embedder WHERE (name, dimension) != (?, ?)"
+    if not connection.execute(others, (embedder.name, embedder.dimension)).get:
+        return 0
+    sql = f"""SELECT count(*) FROM memory JOIN embedder ON embedder.id = memory.embedder
+              WHERE NOT ({CURRENT})"""  # noqa: S608
+    return int(connection.execute(sql, (embedder.name, embedder.dimension)).get)
+
+
+def settle_embedder(connection: apsw.Connection, embedder: Embedder) -> None:
+    """Say that what has no vector of `embedder` now was refused by it, or comes later; call it inside a write job."""
+    connection.execute("UPDATE embedder SET dimension = ? WHERE name = ?", (embedder.dimension, embedder.name))
+    unused = "NOT EXISTS (SELECT 1 FROM memory WHERE memory.embedder = embedder.id)"
+    connection.execute(f"DELETE FROM embedder WHERE name != ? AND {unused}", (embedder.name,))  # noqa: S608
+
+
+def outdated(connection: apsw.Connection, embedder: Embedder, after: tuple[str, int], size: int) -> list[Outdated]:
+    """Return at most `size` memories without a vector of `embedder`, by user and id, from behind `after` on."""
+    sql = f"""SELECT memory.user, memory.id, memory.text FROM memory JOIN embedder ON embedder.id = memory.embedder
+              WHERE (memory.user, memory.id) > (?, ?) AND NOT ({CURRENT})
+              ORDER BY memory.user, memory.id LIMIT ?"""  # noqa: S608
+    return [Outdated(*row) for row in connection.execute(sql, (*after, embedder.name, embedder.dimension, size))]
 
 
 def insert(connection: apsw.Connection, user: str, embedder: int, item: Item, vector: Vector) -> tuple[int, bool]:
@@ -75,11 +142,12 @@ def page(connection: apsw.Connection, user: str, after: int, size: int) -> list[
 
 
 def replace_vectors(
-    connection: apsw.Connection, user: str, embedder: int, vectors: Iterable[tuple[int, Vector]]
+    connection: apsw.Connection, embedder: Embedder, vectors: Iterable[tuple[Outdated, Vector]]
 ) -> None:
-    """Store vectors that a new embedder made of old memories."""
-    sql = "UPDATE memory SET embedder = ?, vector = ?, scale = ? WHERE user = ? AND id = ?"
-    connection.executemany(sql, ((embedder, *vector, user, number) for number, vector in vectors))
+    """Store vectors that a new embedder made of old memories; what was deleted meanwhile stays deleted."""
+    number = embedder_id(connection, embedder.name, embedder.dimension)
+    sql = "UPDATE memory SET embedder = ?, vector = ?, scale = ? WHERE user = ? AND id = ? AND text = ?"
+    connection.executemany(sql, ((number, *vector, old.user, old.id, old.text) for old, vector in vectors))
 
 
 def delete(connection: apsw.Connection, user: str, number: int) -> bool:

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ..cache import Cache
-from ..errors import InvalidMessage, SettingsError, StoreError
+from ..errors import InvalidMessage, SettingsError, WhisperFastError
 from ..message import Recalled, checked_scope, checked_user
 from ..models.embedder import StaticEmbedder
 from ..store.files import DATABASE
 from ..store.sqlite import Database
 from . import rows
-from .embedding import Embedding, checked, pack
+from .embedding import Embedding, checked
+from .indexing import Indexing
 from .item import SURROGATE, Item, as_item
 from .pending import Pending
+from .reembedding import Reembedding
 from .segment import TERM_CHARACTERS, Segment, item_terms
 from .terms import terms
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..models.embedder import Embedder
+    from .index import Index
 
 __all__ = ["MemoryStore"]
 
@@ -42,6 +45,8 @@ T = TypeVar("T")
 CACHE_BYTES: Final = 256 << 20
 INLINE_ROWS: Final = 20_000  # a recall over more goes to a thread: it would hold the loop for over a millisecond
 INLINE_CHARACTERS: Final = 16_384  # so many characters are cut into terms on the loop, in about a millisecond
+INLINE_LOADED: Final = 8  # so few memories are made a segment on the loop
+ANN_ROWS: Final = 150_000  # where hnswlib begins to win over the exact scan, see benches/bench_index.py
 INLINE_ITEMS: Final = 256  # so many memories are checked and shown on the loop; a longer list is read back instead
 PAGE: Final = 500  # memories read at a time by an export
 
@@ -51,9 +56,11 @@ class MemoryStore:
 
     embed        `await embed(texts)` in place of `embedder.embed`, say through a batcher
     cache_bytes  how much the segments of all users may take in memory together
-    caching      whether segments are kept; asked each time
+    caching      whether segments and vectors of questions are kept; asked each time
+    ann          whether users with `ann_rows` memories or more are searched through hnswlib; asked each time
 
-    Every method raises InvalidMessage for a user, scope or value that cannot be, StoreError for what the disk does.
+    `start` begins what goes on in the background, `close` ends it. Every method raises InvalidMessage for a user,
+    scope or value that cannot be, StoreError for what the disk does.
     """
 
     def __init__(
@@ -64,14 +71,18 @@ class MemoryStore:
         embed: Callable[[Sequence[str]], Awaitable[Any]] | None = None,
         cache_bytes: float = CACHE_BYTES,
         caching: Callable[[], bool] = lambda: True,
+        ann: Callable[[], bool] = lambda: True,
+        ann_rows: int = ANN_ROWS,
     ) -> None:
         self._database = database
-        self._embed = Embedding(embedder, embed)
+        self._embed = Embedding(embedder, embed, caching)
         self._embedder = embedder
         self._caching = caching
         self._cache: Cache[str, Segment] = Cache(cache_bytes, weigher=attrgetter("nbytes"))
         self._changes = 0  # how often something was taken away: what was prepared before is not shown, but read again
         self._writes: set[asyncio.Task[Any]] = set()
+        self._indexing = Indexing(database, embedder, at_least=ann_rows, max_bytes=cache_bytes, enabled=ann)
+        self._reembedding = Reembedding(database, self._embed, self._renewed)
 
     @classmethod
     @asynccontextmanager
@@ -89,8 +100,24 @@ class MemoryStore:
             stack.push_async_callback(database.close)
             store = cls(database, embedder if embedder is not None else await asyncio.to_thread(StaticEmbedder))
             database.on_foreign_change(store.clear_cache)
-            stack.push_async_callback(store.settle)
+            stack.push_async_callback(store.close)
+            store.start()
             yield store
+
+    def start(self) -> None:
+        """Begin to embed again, in the background, what another embedder has left. Recalls go on meanwhile."""
+        self._reembedding.wake()
+
+    async def close(self) -> None:
+        """Store what was handed in, and end what goes on in the background; the next start takes it up."""
+        await self._reembedding.close()
+        await self.settle()
+        await self._indexing.close()
+
+    async def reembedded(self) -> dict[str, Any]:
+        """Wait until every memory has been through the present embedder; return the counts, see `stats`."""
+        await self._reembedding.finished()
+        return self._reembedding.stats()
 
     async def add(
         self,
@@ -127,7 +154,7 @@ class MemoryStore:
         given = list(items)
         checked_items = as_items(given) if len(given) <= INLINE_ITEMS else await asyncio.to_thread(as_items, given)
         if vectors is None:
-            vectors = await self._embed([item.text for item in checked_items])
+            vectors = await self._vectors([item.text for item in checked_items])
         else:
             vectors = checked(vectors, len(checked_items), self._embedder)
         new = partial(Pending, user, checked_items, vectors, self._embedder, self._changes)
@@ -137,6 +164,9 @@ class MemoryStore:
 
     def publish(self, pending: Pending) -> None:
         """Show stored memories to the recalls that follow; on the loop, after the commit."""
+        if pending.bare:
+            self._reembedding.wake()
+        self._indexing.added(pending.user)
         segment = self._cache.get(pending.user)
         if segment is None or pending.changes != self._changes or len(pending.ids) > INLINE_ITEMS:
             self._cache.pop(pending.user)  # also tells a load that runs that it may have read too early
@@ -160,17 +190,17 @@ class MemoryStore:
         if not k or not segment:
             return []
         if vector is None:
-            [vector] = await self._embed([query])
+            [vector] = await self._embed.questions([query])
         else:
             vector = checked([vector], 1, self._embedder)[0] if len(vector) else None
-        return await self._ask(segment, query, vector, k, scope)
+        return await self._ask(user, segment, query, vector, k, scope)
 
     async def recall_many(
         self, questions: Iterable[tuple[str, str]], *, k: int = 10, scope: str = "dm"
     ) -> list[list[Recalled]]:
         """Answer many (user, query), each from that user's memories alone; the queries are embedded together."""
         asked = [(user, checked_question(user, query, k, scope)) for user, query in questions]
-        vectors = await self._embed([query for _, query in asked])
+        vectors = await self._embed.questions([query for _, query in asked])
         answers = (
             self.recall(user, query, k=k, scope=scope, vector=vector)
             for (user, query), vector in zip(asked, vectors, strict=True)
@@ -181,6 +211,7 @@ class MemoryStore:
         """Delete all that is remembered of `user`."""
         checked_user(user)
         await self._write(partial(rows.delete_user, user=user), lambda _: self._drop(user))
+        await self._indexing.forget(user)
 
     async def delete(self, user: str, number: int) -> bool:
         """Delete one memory by its id; return whether it was there."""
@@ -207,6 +238,8 @@ class MemoryStore:
         """Drop all segments, they are read again when they are needed: somebody else has written the store."""
         self._changes += 1
         self._cache.clear()
+        self._indexing.drop()
+        self._reembedding.wake()
 
     async def settle(self) -> None:
         """Wait until what was handed in is on the disk, whoever stopped waiting for it."""
@@ -223,14 +256,33 @@ class MemoryStore:
             "misses": cache.misses,
             "loads": cache.loads,
             "evictions": cache.evictions,
+            "index": self._indexing.stats(),
+            "reembedding": self._reembedding.stats(),
         }
 
     async def _ask(
-        self, segment: Segment, query: str, vector: NDArray[np.float32] | None, k: int, scope: str
+        self, user: str, segment: Segment, query: str, vector: NDArray[np.float32] | None, k: int, scope: str
     ) -> list[Recalled]:
-        if segment.rows > INLINE_ROWS or len(query) > INLINE_CHARACTERS:
-            return await asyncio.to_thread(answer, segment, query, vector, k, scope)
+        index = self._indexing.of(user, len(segment)) if vector is not None and vector.any() else None
+        if index is not None or segment.rows > INLINE_ROWS or len(query) > INLINE_CHARACTERS:
+            return await asyncio.to_thread(answer, segment, query, vector, k, scope, index)
         return answer(segment, query, vector, k, scope)
+
+    async def _vectors(self, texts: list[str]) -> NDArray[np.float32] | None:
+        """Return the vectors of memories; None where the embedder may answer later: they are stored without."""
+        try:
+            return await self._embed(texts)
+        except WhisperFastError as error:
+            if not error.retriable:
+                raise
+            log.warning("%d memories are stored without vectors, which come later: %s", len(texts), error)
+            return None
+
+    def _renewed(self, users: Iterable[str]) -> None:
+        """Read the segments of these users again: their vectors have changed."""
+        for user in users:
+            self._cache.pop(user)
+            self._indexing.drop(user)
 
     async def _segment(self, user: str) -> Segment:
         if not self._caching():
@@ -239,27 +291,9 @@ class MemoryStore:
 
     async def _load(self, user: str) -> Segment:
         stored = await self._database.read(partial(rows.select, user=user, embedder=self._embedder))
-        if old := [memory for memory in stored if memory.vector is None]:
-            fresh = await self._embed_again(user, old)
-        else:
-            fresh = {}
-        if not stored:
-            return Segment(self._embedder.dimension)
-        return await asyncio.to_thread(built, self._embedder.dimension, stored, fresh)
-
-    async def _embed_again(self, user: str, old: list[rows.Stored]) -> dict[int, rows.Vector]:
-        """Return the vectors of memories that another embedder knew, and store them."""
-        vectors = await self._embed([memory.item.text for memory in old])
-        fresh = dict(zip((memory.id for memory in old), await asyncio.to_thread(pack, vectors), strict=True))
-
-        def store(connection: apsw.Connection) -> None:
-            rows.replace_vectors(connection, user, rows.embedder_id(connection, self._embedder), fresh.items())
-
-        try:
-            await self._database.write(store)
-        except StoreError as error:
-            log.warning("%d memories were embedded again and could not be stored so: %s", len(fresh), error)
-        return fresh
+        if len(stored) <= INLINE_LOADED:
+            return built(self._embedder.dimension, stored)
+        return await asyncio.to_thread(built, self._embedder.dimension, stored)
 
     async def _write(self, job: Callable[[apsw.Connection], T], then: Callable[[T], None]) -> T:
         """Run a write job, and `then` once it is on the disk, even if the caller stops waiting."""
@@ -282,6 +316,8 @@ class MemoryStore:
     def _drop(self, user: str, number: int | None = None) -> None:
         self._changes += 1
         segment = self._cache.get(user)
+        if number is not None:
+            self._indexing.removed(user, number)
         if segment is None or number is None:
             self._cache.pop(user)
         else:
@@ -302,12 +338,25 @@ def as_items(given: list[str | Mapping[str, Any]]) -> list[Item]:
     return [as_item(item) for item in given]
 
 
-def answer(segment: Segment, query: str, vector: NDArray[np.float32] | None, k: int, scope: str) -> list[Recalled]:
-    return segment.recall(terms(query[:TERM_CHARACTERS]), vector, k, scope)
+def answer(
+    segment: Segment,
+    query: str,
+    vector: NDArray[np.float32] | None,
+    k: int,
+    scope: str,
+    index: Index | None = None,
+) -> list[Recalled]:
+    words = terms(query[:TERM_CHARACTERS])
+    if index is not None and vector is not None:
+        found = segment.recall_near(words, vector, k, scope, index)
+        if found is not None:
+            return found
+    return segment.recall(words, vector, k, scope)
 
 
-def built(dimension: int, stored: list[rows.Stored], fresh: Mapping[int, rows.Vector]) -> Segment:
+def built(dimension: int, stored: list[rows.Stored]) -> Segment:
+    """Return a segment of stored memories; what another embedder knew is found by its words until it is renewed."""
     segment = Segment(dimension)
     for number, item, vector in stored:
-        segment.append(number, item, vector or fresh[number], item_terms(item))
+        segment.append(number, item, vector or rows.NO_VECTOR, item_terms(item))
     return segment
