@@ -220,7 +220,10 @@ async def test_the_same_words_three_times_are_three_memories(settings):
         assert len([memory async for memory in engine.export("ada")]) == 3
 
 
-@pytest.mark.parametrize("flag", ["parallel", "batching", "caching", "preload", "all"])
+FLAGS = ["parallel", "batching", "caching", "preload", "hedging", "adaptive"]
+
+
+@pytest.mark.parametrize("flag", [*FLAGS, "all"])
 async def test_each_flag_off_gives_the_same_answers(settings, tmp_path, flag):
     texts = ["I live in Oslo", "my sister is called Mia", "I love skiing", "where do I live?", "who is Mia?"]
 
@@ -231,7 +234,7 @@ async def test_each_flag_off_gives_the_same_answers(settings, tmp_path, flag):
             engine.hint("ada")
             return [await engine.respond(said("ada", text, id=text, at=float(n))) for n, text in enumerate(texts)]
 
-    off = ["parallel", "batching", "caching", "preload"] if flag == "all" else [flag]
+    off = FLAGS if flag == "all" else [flag]
     with_it, without = await answers(tmp_path / "on", []), await answers(tmp_path / "off", off)
     assert [(r.text, r.emotion, r.memories) for r in with_it] == [(r.text, r.emotion, r.memories) for r in without]
 

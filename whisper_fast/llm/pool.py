@@ -9,7 +9,15 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from whisper_fast import clock as everybody
-from whisper_fast.errors import Closed, LLMError, LLMRateLimited, LLMUnavailable, Overloaded, SettingsError
+from whisper_fast.errors import (
+    Closed,
+    InvalidMessage,
+    LLMError,
+    LLMRateLimited,
+    LLMUnavailable,
+    Overloaded,
+    SettingsError,
+)
 
 from .alarm import Alarm
 from .budget import Budget
@@ -139,7 +147,7 @@ class LLMPool:
         timeout: float | None,
         params: dict[str, Any],
     ) -> Completion:
-        call, route = self._begin(timeout, messages)
+        call, route = self._begin(messages, user, priority, timeout)
         try:
             while True:
                 upstream = route.upstreams[route.at]
@@ -181,7 +189,7 @@ class LLMPool:
         Whoever stops before the end should `aclose()` the iterator: that ends the call upstream and frees its
         slot.
         """
-        call, route = self._begin(timeout, messages)
+        call, route = self._begin(messages, user, priority, timeout)
         try:
             while True:
                 upstream = route.upstreams[route.at]
@@ -240,12 +248,16 @@ class LLMPool:
     def stats(self) -> dict[str, Any]:
         """Return in_flight, limit, waiting, calls, errors (class name -> count) and more, in all and per endpoint.
 
+        `tokens` counts those of calls that failed or were cancelled on the way too.
         `calls` and `errors` count attempts at an endpoint: a call that was tried again counts twice.
         """
         endpoints = [upstream.stats() for upstream in self._upstreams]
         total: dict[str, Any] = {
             key: sum(endpoint[key] for endpoint in endpoints) for key in ("in_flight", "limit", "waiting", "calls")
         }
+        tokens: Counter[str] = Counter()
+        for endpoint in endpoints:
+            tokens.update(endpoint["tokens"])
         return total | {
             "errors": dict(sum((upstream.errors for upstream in self._upstreams), Counter[str]())),
             "oldest_waiting": max(endpoint["oldest_waiting"] for endpoint in endpoints),
@@ -254,6 +266,7 @@ class LLMPool:
             "hedges": self._hedges.budget.spent,
             "hedges_won": self._hedges.won,
             "coalesced": self._flights.joined,
+            "tokens": dict(tokens),
             "endpoints": endpoints,
         }
 
@@ -282,9 +295,14 @@ class LLMPool:
     ) -> None:
         await self.close()
 
-    def _begin(self, timeout: float | None, messages: Sequence[ChatMessage]) -> tuple[Call, Route]:
+    def _begin(
+        self, messages: Sequence[ChatMessage], user: str | None, priority: int, timeout: float | None
+    ) -> tuple[Call, Route]:
         if self._closed:
             raise Closed("the pool is closed")
+        if not (user is None or isinstance(user, str)) or not isinstance(priority, int):
+            kinds = f"{type(user).__name__} and {type(priority).__name__}"
+            raise InvalidMessage(f"user and priority are {kinds}; they must be str (or None) and int")
         call = Call(self._timeout if timeout is None else checked(timeout), self._alarm, self._clock)
         upstreams = self._upstreams
         if self._order != "listed":
