@@ -238,8 +238,9 @@ async def test_raw_bytes_that_are_not_http_are_a_protocol_error():
 @pytest.mark.parametrize("wrong", [{"role": "user", "content": "\ud800"}, {"role": "user", "content": object()}])
 async def test_what_cannot_be_written_as_json_is_refused_before_it_is_sent(wrong):
     async with FaultyLLM() as server, asking(server) as provider:
-        with pytest.raises(InvalidMessage):
-            await provider.chat([wrong])
+        with pytest.raises(InvalidMessage) as caught:
+            await provider.chat([*MESSAGES, wrong])
+        assert SECRET not in told(caught.value)
         assert not server.requests
 
 

@@ -308,10 +308,12 @@ async def test_the_tokens_of_a_stream_that_was_left_are_kept(how):
         assert stats["estimated_tokens"] == stats["completion_tokens"] + stats["prompt_tokens"]
 
 
-async def test_a_cancelled_whole_answer_counts_its_prompt():
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_that_was_left_before_it_was_answered_counts_its_prompt(stream):
+    messages = [{"role": "user", "content": "x" * 4000}]
     async with FaultyLLM(SimulatedLLM(60)) as server:
         provider = OpenAIProvider(Endpoint(server.url, "m"))
-        task = asyncio.create_task(provider.chat([{"role": "user", "content": "x" * 4000}]))
+        task = asyncio.create_task(read(provider.stream(messages)) if stream else provider.chat(messages))
         async with asyncio.timeout(5):
             while not server.open:
                 await asyncio.sleep(0.002)

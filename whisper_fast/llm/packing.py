@@ -117,6 +117,7 @@ class Classifier(Generic[T]):
         self.task = task
         self._llm = llm
         self._timeout = timeout
+        self._form = task.form
         self._decoder = msgspec.json.Decoder(task.answer)
         self._random = SystemRandom()
         self._packs = self._packed = self._alone = self._spoilt = 0
@@ -189,7 +190,7 @@ class Classifier(Generic[T]):
         return answer
 
     async def _complete(self, prompt: str, lines: Sequence[str]) -> str:
-        system = prompt.format(instruction=self.task.instruction, form=self.task.form)
+        system = prompt.format(instruction=self.task.instruction, form=self._form)
         messages: list[ChatMessage] = [
             {"role": "system", "content": system},
             {"role": "user", "content": "\n".join(lines)},

@@ -87,17 +87,15 @@ class OpenAIProvider:
         body = request(params.get("model") or await self._known_model(deadline), messages, params)
         first = Deadline.after(limits.first_token)
         sent, response = await self._begin(deadline, first, {**body, "stream": True}, params.get("stream_options"))
-        reader, silence, settled = PieceReader(self.name), Silence(response, self.name), False
+        reader, silence, counted = PieceReader(self.name), Silence(response, self.name), False
         try:
             silence.expect("the first token", None if first is NEVER else first.remaining())
             while not reader.over and reader.failure is None:
                 events = reader.events
                 pieces = reader.feed(await self._transport.part(response))
                 if reader.over and reader.failure is None:
-                    settled = True
-                    usage = self.tokens.settle(sent, reader.size, reader.usage)
-                    if usage is not reader.usage:
-                        pieces.append(Delta(usage=usage))
+                    counted = True
+                    self._count(sent, reader, pieces)
                 if pieces:
                     silence.rest()
                     yield pieces
@@ -109,8 +107,14 @@ class OpenAIProvider:
         finally:
             silence.end()
             response.close()
-            if not settled:
-                self.tokens.settle(sent, reader.size, reader.usage)
+            if not counted:
+                self._count(sent, reader, [])
+
+    def _count(self, sent: int, reader: PieceReader, pieces: list[Delta]) -> None:
+        """Book a stream's tokens as far as it came; an estimate becomes the last of `pieces`."""
+        usage = self.tokens.settle(sent, reader.size, reader.usage)
+        if usage is not reader.usage:
+            pieces.append(Delta(usage=usage))
 
     async def ask_model(self) -> str:
         """Return the endpoint's model, or else the server's first; it is asked once, however many wait for it."""
@@ -133,7 +137,7 @@ class OpenAIProvider:
         if self._counts is not False:
             try:
                 counting = encoded({**body, "stream_options": {"include_usage": True, **(options or {})}})
-                response = await self._transport.ask(CHAT, deadline, counting, begun_by=first)
+                response = await self._opened(counting, deadline, first)
             except LLMRejected as error:
                 if self._counts or error.status not in (400, 422):
                     raise
@@ -141,9 +145,17 @@ class OpenAIProvider:
                 self._counts = True
                 return len(counting), response
         plain = encoded(body)
-        response = await self._transport.ask(CHAT, deadline, plain, begun_by=first)
+        response = await self._opened(plain, deadline, first)
         self._counts = False  # the same request was taken without the option
         return len(plain), response
+
+    async def _opened(self, body: bytes, deadline: Deadline, first: Deadline) -> aiohttp.ClientResponse:
+        """Send a streaming request and return its answer; a prompt that was left unanswered counts."""
+        try:
+            return await self._transport.ask(CHAT, deadline, body, begun_by=first)
+        except (asyncio.CancelledError, LLMTimeout):
+            self.tokens.settle(len(body), 0, None)
+            raise
 
     async def _known_model(self, deadline: Deadline) -> str:
         """Return the model; all who ask at once share one request, which ends when the last of them leaves."""

@@ -125,9 +125,10 @@ def encoded(body: Mapping[str, Any]) -> bytes:
     try:
         return msgspec.json.encode(body)
     except UnicodeEncodeError:
-        raise InvalidMessage("the request holds a lone surrogate; it cannot be written as UTF-8") from None
+        problem = "a lone surrogate; it cannot be written as UTF-8"
     except (TypeError, ValueError, OverflowError, RecursionError):
-        raise InvalidMessage("the request holds something that cannot be written as JSON") from None
+        problem = "something that cannot be written as JSON"
+    raise InvalidMessage(f"the request holds {problem}")  # out here: the context of an error would hold the text
 
 
 def failure_of(error: Failure | str, where: str, data: bytes) -> LLMError:
