@@ -6,9 +6,11 @@ import signal
 
 import aiohttp
 import pytest
+from scripted import said
 from served import served
 
 from whisper_fast import Engine, Settings
+from whisper_fast.errors import Closed
 from whisper_fast.journal import audit
 from whisper_fast.lab.audit import states
 from whisper_fast.llm import SimulatedLLM
@@ -95,6 +97,25 @@ async def test_what_does_not_end_in_time_is_told_so_and_answered_after_the_next_
     assert client.whole == []
     assert len(client.told) >= 30
     await nothing_lost(tmp_path, client)
+
+
+async def test_a_bot_drains_by_hand_and_is_hurried(tmp_path):
+    async with Engine.open(Settings(data_dir=tmp_path), llm=SimulatedLLM(latency=0.05)) as engine:
+        ticket = await engine.submit(said("ada", "hi"))
+        assert await engine.drain(30)
+        assert (await ticket.reply()).text
+        with pytest.raises(Closed) as closed:
+            await engine.submit(said("ada", "too late"))
+        assert closed.value.retry_after
+    async with Engine.open(Settings(data_dir=tmp_path), llm=SimulatedLLM(latency=3600)) as engine:
+        ticket = await engine.submit(said("ada", "hi"))
+        draining = asyncio.ensure_future(engine.drain(3600))
+        await asyncio.sleep(0)
+        engine.hurry()
+        assert await draining is False
+    with pytest.raises(Closed):
+        await ticket.reply()
+    assert audit(tmp_path)["open"] == 1
 
 
 @pytest.mark.soak

@@ -7,9 +7,11 @@ import sys
 import time
 from contextlib import closing
 
+import aiohttp
 import apsw
 import pytest
 from scripted import ScriptedLLM, quick, said
+from served import served
 
 from whisper_fast import Engine, Settings, clock, journal, retention, retries
 from whisper_fast.errors import IdReused, InvalidMessage, LLMUnavailable, Quarantined, StoreLocked
@@ -103,6 +105,13 @@ async def test_claims_tell_what_ran_when_the_process_died(tmp_path):
     last = Claims(tmp_path / "claims")
     assert last.left == ()
     last.close()
+
+
+async def test_a_start_without_room_for_claims_is_a_start(settings, caplog):
+    (settings.data_dir / "claims").mkdir(parents=True)
+    async with Engine.open(settings, llm=quick()) as engine:
+        assert (await engine.respond(said("ada", "hi"))).text
+    assert "will not be recognised" in caplog.text
 
 
 async def test_an_orderly_stop_is_no_death(settings):
@@ -225,6 +234,22 @@ async def test_the_same_id_for_other_words(settings):
         assert (await engine.respond(said("bob", "other words", id="1", strict=True))).text != first.text
 
 
+async def test_the_door_refuses_a_key_that_was_used_for_other_words(tmp_path):
+    async def ask(session, text, key):
+        body = {"messages": [{"role": "user", "content": text}]}
+        async with session.post("/v1/chat/completions", json=body, headers={"Idempotency-Key": key}) as response:
+            answer = await response.json()
+            return response.status, answer.get("error", {}).get("code"), answer.get("choices")
+
+    with served(tmp_path, latency=0.01, process_pool_size=1) as server:
+        async with aiohttp.ClientSession(server.address) as session:
+            first = await ask(session, "hello", "k")
+            assert first[:2] == (200, None)
+            assert await ask(session, "hello", "k") == first
+            assert (await ask(session, "other words", "k"))[:2] == (422, "idempotency_key_reused")
+            assert (await ask(session, "other words", "k2"))[0] == 200
+
+
 # ---- failures that pass
 
 
@@ -238,12 +263,12 @@ async def test_a_message_that_failed_is_answered_when_the_model_is_back(settings
         return "back"
 
     async with Engine.open(settings, llm=ScriptedLLM(answer)) as engine:
-        tickets = [await engine.submit(said(f"u{n}", "hello", id="1")) for n in range(10)]
+        tickets = [await engine.submit(said(f"u{n}", "hello", id="1")) for n in range(2)]
         ends = await asyncio.gather(*(ticket.reply() for ticket in tickets), return_exceptions=True)
         assert all(isinstance(end, LLMUnavailable) for end in ends)
         dead = False
-        await until(lambda: engine.stats()["answered"] == 10)
-        assert (await engine.respond(said("u3", "hello", id="1"))).text == "back"
+        await until(lambda: engine.stats()["answered"] == 2)
+        assert (await engine.respond(said("u1", "hello", id="1"))).text == "back"
         await until(lambda: not engine.stats()["retrying"])
     assert audit(settings.data_dir)["duplicated"] == 0
 
@@ -259,7 +284,7 @@ def test_pauses_grow_and_spread():
 # ---- how long it keeps what is finished
 
 
-async def served(engine, count, **fields):
+async def answered(engine, count, **fields):
     for n in range(count):
         await engine.respond(said("ada", "x" * 100, id=f"{n}", **fields))
 
@@ -269,7 +294,7 @@ async def test_finished_entries_go_by_age_and_a_jumping_clock_ages_nothing(setti
     wall = 0.0
     with clock.replaced(monotonic=lambda: time.monotonic() + ahead, wall=lambda: time.time() + wall):
         async with Engine.open(settings, llm=quick()) as engine:
-            await served(engine, 10)
+            await answered(engine, 10)
             await engine.submit(said("bob", "held", id="held"))
             for wall in (YEAR, -YEAR, 0.0):  # noqa: B007 - the clock above reads it
                 assert await engine._retention.sweep() == 0
@@ -296,7 +321,7 @@ async def test_finished_entries_go_by_size_the_oldest_first_and_what_is_open_sta
     async with Engine.open(settings, llm=ScriptedLLM(answer)) as engine:
         with pytest.raises(LLMUnavailable):
             await engine.respond(said("ada", "never", id="never"))
-        await served(engine, 100)
+        await answered(engine, 100)
         assert await engine._retention.sweep()
         assert 12_000 < await engine._database.read(retention.size) <= 20_000
         left = await engine._database.read(

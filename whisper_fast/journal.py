@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from .store.sqlite import Database
 
-__all__ = ["STATES", "Entry", "Journal", "audit", "drop", "encoded", "last", "listed", "release", "stub"]
+__all__ = ["REPLIED", "STATES", "Entry", "Journal", "audit", "drop", "encoded", "last", "listed", "release", "stub"]
 
 ACCEPTED, ANSWERED, DONE, FAILED, HELD, QUARANTINED, RELEASED = 0, 1, 2, 3, -1, -2, -3
 STATES = {
@@ -48,6 +48,9 @@ STATES = {
     RELEASED: "released",
 }
 """The states by what they are in the table; below DONE stands what still has to be looked at."""
+
+REPLIED = frozenset((ANSWERED, DONE, HELD, RELEASED))
+"""The states that have a reply."""
 
 log = logging.getLogger(__name__)
 

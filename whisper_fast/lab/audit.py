@@ -6,14 +6,13 @@ from collections.abc import Iterable
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from ..journal import REPLIED
 from ..store.files import DATABASE, connect
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["answered", "duplicated", "lost", "states"]
-
-ANSWERED = 1  # the journal's states: 0 accepted, 1 answered, 2 done
 
 TWICE = (
     "SELECT count(*) - count(DISTINCT user || char(31) || text) FROM conversation",
@@ -29,13 +28,13 @@ def states(data_dir: Path) -> dict[str, int]:
 
 def answered(found: dict[str, int]) -> int:
     """Count the messages whose reply is recorded."""
-    return sum(state >= ANSWERED for state in found.values())
+    return sum(state in REPLIED for state in found.values())
 
 
 def lost(data_dir: Path, promised: Iterable[str]) -> int:
     """Count the promised messages without a recorded reply: not in the journal, or still open. Raises StoreError."""
     found = states(data_dir)
-    return sum(found.get(message_id, 0) < ANSWERED for message_id in promised)
+    return sum(found.get(message_id) not in REPLIED for message_id in promised)
 
 
 def duplicated(data_dir: Path) -> int:

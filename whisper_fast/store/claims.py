@@ -6,16 +6,20 @@ which is no message's doing; so it is a store into memory that a file is mapped 
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 from typing import TYPE_CHECKING
 
+from ..errors import StoreError
 from .files import private_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["Claims"]
+
+log = logging.getLogger(__name__)
 
 SLOTS = 32_768
 WIDTH = 8  # bytes: one id
@@ -24,17 +28,16 @@ WIDTH = 8  # bytes: one id
 class Claims:
     """The ids of the turns that run; `left` are those that ran when the process before this one died.
 
-    Only the holder of the data folder's lock may open it. Raises StoreReadOnly.
+    Only the holder of the data folder's lock may open it. Where the file cannot be written nothing is kept, and the
+    log says so: that is no reason not to start.
     """
 
     def __init__(self, path: Path) -> None:
-        private_file(path)
-        with open(path, "r+b") as file:
-            if os.fstat(file.fileno()).st_size != SLOTS * WIDTH:
-                file.truncate(0)
-                file.write(bytes(SLOTS * WIDTH))  # real blocks: a store into a hole fails where the disk is full
-                file.flush()
-            self._map = mmap.mmap(file.fileno(), SLOTS * WIDTH)
+        try:
+            self._map = mapped(path)
+        except (OSError, StoreError) as error:
+            log.warning("a message that kills the process will not be recognised: %s", error)
+            self._map = mmap.mmap(-1, SLOTS * WIDTH)
         self._ids = memoryview(self._map).cast("q")
         self.left = tuple(sorted({one for one in self._ids if one}))
         self._free = list(range(SLOTS))
@@ -62,3 +65,13 @@ class Claims:
         """Let go of the file."""
         self._ids.release()
         self._map.close()
+
+
+def mapped(path: Path) -> mmap.mmap:
+    private_file(path)
+    with open(path, "r+b") as file:
+        if os.fstat(file.fileno()).st_size != SLOTS * WIDTH:
+            file.truncate(0)
+            file.write(bytes(SLOTS * WIDTH))  # real blocks: a store into a hole fails where the disk is full
+            file.flush()
+        return mmap.mmap(file.fileno(), SLOTS * WIDTH)
