@@ -91,6 +91,18 @@ async def test_many_texts_go_in_requests_of_bounded_size_and_long_ones_are_cut(e
     assert len(server.bodies[0]["input"][0]) == 8000
 
 
+async def test_the_answer_for_a_full_request_of_a_large_model_is_taken(server):
+    numbers = ", ".join(["-0.12345678901234567"] * 3072)
+    items = (f'{{"index": {i}, "embedding": [{numbers}]}}' for i in range(256))
+    body = f'{{"data": [{", ".join(items)}]}}'.encode()
+    assert len(body) > 16 << 20
+    server.answer = lambda: web.Response(body=body, content_type="application/json")
+    large = OpenAIEmbedder(Endpoint(server.url, "large"), 3072)
+    rows = await large.embed([f"text {i}" for i in range(256)])
+    await large.close()
+    assert rows.shape == (256, 3072)
+
+
 async def test_the_texts_of_many_callers_go_in_one_request(embedder, server):
     async with MicroBatcher(embedder.embed) as batcher:
         await asyncio.gather(*(batcher.submit(f"text {i}") for i in range(20)))

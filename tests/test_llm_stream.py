@@ -352,3 +352,26 @@ async def test_the_server_learns_at_once_that_a_stream_was_left():
             while server.open:
                 await asyncio.sleep(0.002)
         assert server.aborted == 20
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_may_be_cancelled_at_any_await(stream):
+    async with FaultyLLM(SimulatedLLM(0.004)) as server:
+        pool = LLMPool([Endpoint(server.url)], max_concurrent=2)
+        for steps in range(60):
+            call = read(pool.stream(HELLO)) if stream else pool.chat(HELLO)
+            task = asyncio.create_task(call)
+            for _ in range(steps):
+                await asyncio.sleep(0.0005 if steps > 30 else 0)
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled() or task.exception() is None
+            assert pool.stats()["in_flight"] == 0
+        assert (await pool.chat(HELLO)).text
+        async with asyncio.timeout(10):
+            while server.open:
+                await asyncio.sleep(0.002)
+        await pool.close()
+        async with asyncio.timeout(10):
+            while server.connections:
+                await asyncio.sleep(0.002)

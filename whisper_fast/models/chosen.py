@@ -39,7 +39,14 @@ async def server(settings: Settings) -> Embedder:
         raise SettingsError("WHISPER_FAST_EMBEDDING_API_URL is not set; the embedder openai needs it")
     secret = settings.embedding_api_key
     key = None if secret is None else secret.get_secret_value()
-    endpoint = Endpoint(settings.embedding_api_url, settings.embedding_model, key)
+    endpoint = Endpoint(
+        settings.embedding_api_url,
+        settings.embedding_model,
+        key,
+        ca_file=settings.llm_ca_file,
+        proxy=settings.llm_proxy.get_secret_value() if settings.llm_proxy else None,
+        allow_link_local=settings.llm_allow_link_local,
+    )
     return await OpenAIEmbedder.open(endpoint, settings.embedding_dimension, timeout=settings.embedding_timeout)
 
 

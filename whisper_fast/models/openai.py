@@ -24,6 +24,7 @@ __all__ = ["OpenAIEmbedder"]
 PATH: Final = "/embeddings"
 TEXT_CHARACTERS: Final = 8000  # of one text are sent: about 2,000 tokens, which every common model takes
 REQUEST_TEXTS: Final = 256
+ANSWER_BYTES: Final = 64 << 20  # 256 texts in 4,096 dimensions, with all digits of a double, are 24 MB
 PROBE: Final = "hello world"
 
 
@@ -91,7 +92,7 @@ class OpenAIEmbedder:
         """Return one embedding a text, each index once, in any order."""
         where = self._endpoint.base_url
         body = encoded({"model": self._endpoint.model, "input": texts, "encoding_format": "float"})
-        answer = await self._transport.post(PATH, body, Deadline.after(self._timeout))
+        answer = await self._transport.post(PATH, body, Deadline.after(self._timeout), max_bytes=ANSWER_BYTES)
         try:
             found = DECODER.decode(answer).data
         except (msgspec.DecodeError, UnicodeDecodeError):
