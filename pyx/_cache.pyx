@@ -1,9 +1,9 @@
 """The table under `whisper_fast.cache`: entries, weights, expiry, eviction and counters, all in plain C memory.
 
 Entries live in one array and are named by their slot in it. An index (open addressing with linear probing over 27
-mixed bits of the key's hash, at most half full; removal shifts the run back, so that there are no tombstones) finds
+mixed bits of the key's hash, four sevenths full; removal shifts the run back, so that there are no tombstones) finds
 them, and each is in one of two queues in order of last use: the window or the main queue. All of it takes 62 bytes
-an entry (48 the entry, 8 the index, 6 the ghosts), and the shadows up to 200 KB whatever the entries.
+an entry (48 the entry, 7 the index, 7 the ghosts), and the shadows up to 200 KB whatever the entries.
 
 Which entry goes (src/cache_policy.c). Two rules decide who is in the main queue; `now` counts accesses:
 
@@ -14,16 +14,19 @@ Which entry goes (src/cache_policy.c). Two rules decide who is in the main queue
 
 The first alone is LIRS (Jiang and Zhang, SIGMETRICS 2002) without its stack: an entry is in LIRS' stack exactly while
 its last use is more recent than that of the main queue's oldest. The second alone is TinyLFU (Einziger et al., ACM
-TOS 2017), its sketch replaced by 4 bits in each entry and ghost. A window of the whole cache is LRU. None of them is
-good everywhere (a loop: LIRS; a drifting working set: LRU; few popular entries among many: both rules), so six arms,
-each a window's share and a choice of rules (src/cache_shadow.c), are run on a sample of the keys in small shadows
-that hold no values: every key whose mixed hash has enough zero bits, so that a shadow of at most 512 entries sees the
-traffic of the whole (Waldspurger et al., FAST 2015). Each half round the shadows are judged:
+TOS 2017), its sketch replaced by 4 bits in each entry and ghost. A window of the whole cache is LRU. A third manner,
+`clock`, is S3-FIFO (Yang et al., SOSP 2023). None is good everywhere: a loop wants LIRS, a drifting working set LRU,
+a few popular entries among many both rules, the web S3-FIFO. So six arms, each a window's share and a choice of rules
+(src/cache_shadow.c), run in shadows that hold no values, on every key whose mixed hash has enough zero bits: a shadow
+of at most 512 entries sees the traffic of the whole (Waldspurger et al., FAST 2015). Each half round of a shadow:
 
-    score(arm) = 0.95 * score(arm) + its hits in this half round
-    the cache follows the best arm if it leads by more than 0.005 of the accesses that a score covers (noise is less)
+    score(arm) = 0.95 * score(arm) + its hits in this half round; seen likewise, of the accesses
+    the cache follows the best arm if it leads by more than 0.005 * (seen + 4 half rounds, 12 for a sample)
+    an arm that leads by more than 0.15 where 0.75 stands for 0.95 begins a new time: the older scores are forgotten
 
-To follow another arm changes two numbers; entries move between the queues as accesses come, none is evicted for it.
+The long memory tells arms apart that differ little, where following noise costs more than it brings; the short one
+sees in two or three rounds that the traffic is of another kind. To follow another arm changes two numbers; entries
+move between the queues as accesses come, none is evicted for it.
 
 Python code (a key's `__eq__`, the weigher, the clock, `on_evict`, a value's `__del__`) runs only while the structure
 is whole. Whatever leaves is first unlinked and chained through `older`; callbacks and references follow when the new

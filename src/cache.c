@@ -6,6 +6,7 @@
 
 #define SMALLEST 8    /* slots at first, and of each growth */
 #define MOST (1 << 30)
+#define EIGHTHS 14    /* of a ghost for each entry; 8 ghosts are a bucket */
 #define FIRST_ARM 1   /* which policy rules until the shadows have seen something */
 
 static uint32_t home(const wf_cache *c, uint32_t tag)
@@ -63,7 +64,7 @@ static int32_t larger(const wf_cache *c)
 /* The ghosts start anew: they are of the time before there was room. */
 static void grow_ghosts(wf_cache *c)
 {
-    uint32_t buckets = (uint32_t)c->capacity / 16 * 3 + 1; /* 8 in each: one and a half for each entry */
+    uint32_t buckets = (uint32_t)c->capacity * EIGHTHS / 64 + 1;
     uint32_t *grown = calloc(buckets, 8 * sizeof *grown);
     if (grown != NULL) {
         free(c->ghosts);
@@ -75,7 +76,7 @@ static void grow_ghosts(wf_cache *c)
 static int grow(wf_cache *c)
 {
     int32_t capacity = larger(c);
-    uint32_t size = 2 * (uint32_t)capacity;
+    uint32_t size = (uint32_t)capacity / 4 * 7 + 7;
     if (capacity <= c->capacity)
         return -1;
     int32_t *index = malloc(size * sizeof *index);

@@ -30,7 +30,7 @@ typedef struct {
 
 typedef struct {
     wf_entry *entries;
-    int32_t *index;      /* open addressing with linear probing, at most half full; holds slots */
+    int32_t *index;      /* open addressing with linear probing, at most four sevenths full; holds slots */
     uint32_t *ghosts;    /* of entries evicted: a piece of the tag, the uses, the time; see cache_policy.c */
     wf_shadow *shadow;   /* NULL until the first eviction */
     uint32_t size;       /* of the index */

@@ -6,6 +6,8 @@
 #define WAYS 8            /* ghosts in one bucket */
 #define USES_SHIFT 16     /* a ghost: 12 bits of the tag (never 0 together with uses), 4 of uses, 16 of time */
 #define SAMPLE 512        /* entries of a shadow at most */
+#define CREDIT 3          /* rounds that the clock grants at most */
+#define ROUNDS 64         /* entries that one eviction by the clock passes at most */
 #define FEWEST 4          /* a cache of fewer entries has no shadow */
 #define LAZY 32           /* an entry moves at most once in so many parts of a round through the cache */
 #define MOVES 16          /* entries that an eviction moves between the queues at most */
@@ -97,7 +99,7 @@ static void begin_shadow(wf_cache *c)
     for (c->unsampled = 0; capacity > SAMPLE; capacity = (capacity + 1) / 2)
         c->unsampled = 2 * c->unsampled + 1;
     wf_shadow_free(c->shadow);
-    c->shadow = wf_shadow_new((int32_t)capacity, c->arm);
+    c->shadow = wf_shadow_new((int32_t)capacity, c->arm, c->unsampled != 0);
     if (c->shadow != NULL) {
         seed(c, &c->main);
         seed(c, &c->window);
@@ -193,7 +195,7 @@ static void place(wf_cache *c, int32_t slot, int main)
         left -= c->entries[c->main.oldest].weight;
         pass_on(c, c->main.oldest, 0);
     }
-    if (!main)
+    if (!main && !WF_ARM[c->arm].clock)
         fill_main(c, 2);
 }
 
@@ -201,6 +203,10 @@ void wf_cache_touch(wf_cache *c, int32_t slot)
 {
     wf_entry *entry = &c->entries[slot];
     see(c, entry->tag);
+    if (WF_ARM[c->arm].clock) {
+        use(c, entry, entry->uses < CREDIT ? entry->uses : CREDIT);
+        return;
+    }
     uint32_t since = c->now - entry->last;
     if (since <= c->lazy && (entry->main || WF_ARM[c->arm].window == 1.0)) {
         entry->uses += entry->uses < 15;
@@ -224,20 +230,37 @@ void wf_cache_settle(wf_cache *c, int32_t slot, int32_t replaced)
         return;
     }
     uint32_t ghost = recall(c, entry->tag);
-    int main = ghost && hot(c, age(c, ghost) << c->tick);
-    use(c, entry, ghost >> USES_SHIFT & 15);
+    int main = ghost && (WF_ARM[c->arm].clock || hot(c, age(c, ghost) << c->tick));
+    use(c, entry, WF_ARM[c->arm].clock ? 0 : ghost >> USES_SHIFT & 15);
     place(c, slot, main);
+}
+
+/* A use more than the first is a credit. */
+static int32_t victim_by_clock(wf_cache *c)
+{
+    for (int left = ROUNDS; ; left--) {
+        int small = c->window.weight > 0.0 && (c->window.weight >= window_most(c) || c->main.oldest == WF_NO_SLOT);
+        int32_t out = small || c->main.oldest == WF_NO_SLOT ? c->window.oldest : c->main.oldest;
+        wf_entry *entry = &c->entries[out];
+        if (entry->uses <= (small ? 2 : 1) || left == 0)
+            return out;
+        entry->uses = small ? 1 : entry->uses <= CREDIT ? entry->uses - 1 : CREDIT;
+        pass_on(c, out, 1);
+    }
 }
 
 int32_t wf_cache_victim(wf_cache *c, double now)
 {
     watch(c);
-    fill_main(c, MOVES);
+    if (!WF_ARM[c->arm].clock)
+        fill_main(c, MOVES);
     int32_t out = c->window.oldest, rival = c->main.oldest;
     if (out == WF_NO_SLOT || rival == WF_NO_SLOT)
         return out == WF_NO_SLOT ? rival : out;
     if (c->entries[out].expires <= now || c->entries[rival].expires <= now)
         return c->entries[out].expires <= now ? out : rival;
+    if (WF_ARM[c->arm].clock)
+        return victim_by_clock(c);
     if (c->main.weight > main_most(c)) /* the window has just been allowed more: the older of both */
         return c->now - c->entries[out].last > c->now - c->entries[rival].last ? out : rival;
     if (WF_ARM[c->arm].frequency && worth(c, &c->entries[out]) > worth(c, &c->entries[rival])) {

@@ -8,14 +8,19 @@
 #define LIFETIMES 10   /* uses count half after so many accesses for each entry of a shadow */
 #define DECAY 0.95     /* of the scores from one judgement to the next */
 #define MARGIN 0.005   /* of the accesses that a score covers: a lead below it is noise */
+#define FAST_DECAY 0.75/* as DECAY, for what happened lately */
+#define LEAST 4        /* half rounds taken for seen from the start, so that the first do not mislead */
+#define LEAST_SAMPLED 12 /* the same where only a sample of the keys is seen */
+#define CHANGE 0.15    /* of the accesses of late: a lead above it is another time */
 
 const wf_arm WF_ARM[WF_ARMS] = {
-    {0.01, 1, 0}, {0.05, 1, 1}, {0.2, 1, 1}, {0.5, 1, 1}, {1.0, 0, 0}, {0.05, 0, 1},
+    {0.01, 1, 0, 0}, {0.05, 1, 1, 0}, {0.2, 1, 1, 0}, {0.2, 0, 0, 1}, {1.0, 0, 0, 0}, {0.05, 0, 1, 0},
 };
 
 typedef struct {
     uint32_t tag, last;
-    uint8_t uses, resident, main; /* the last two: a bit for each arm */
+    uint8_t uses, credit;   /* credit: hits that count for the arm with a clock */
+    uint8_t resident, main; /* a bit for each arm */
     int16_t newer[WF_ARMS + 1], older[WF_ARMS + 1]; /* in the queues of each arm; at WF_ARMS: among the ghosts */
 } node;
 
@@ -24,12 +29,12 @@ typedef struct {
 } queue;
 
 struct wf_shadow {
-    int32_t capacity, most, made, free, period, left, arm;
+    int32_t capacity, most, made, free, period, left, least, arm;
     uint32_t now, mask;
     queue window[WF_ARMS], main[WF_ARMS], ghosts;
     int32_t windows[WF_ARMS]; /* how many each arm's window holds */
     uint32_t hits[WF_ARMS];
-    double score[WF_ARMS];
+    double score[WF_ARMS], late[WF_ARMS], seen, lately; /* hits and accesses, the older the less */
     node *nodes;              /* grows to `most`; their links are 16 bits wide */
     int16_t *index;           /* over tags: open addressing, at most half full */
 };
@@ -147,6 +152,13 @@ static void pass_on(wf_shadow *s, int arm, queue *from, queue *to, int32_t x)
     enter(s, arm, to, x);
 }
 
+static void gone(wf_shadow *s, int arm, int32_t x)
+{
+    s->nodes[x].resident &= (uint8_t)~(1 << arm);
+    if (!s->nodes[x].resident)
+        enter(s, WF_ARMS, &s->ghosts, x);
+}
+
 static void evict(wf_shadow *s, int arm)
 {
     queue *window = &s->window[arm], *main = &s->main[arm];
@@ -157,9 +169,44 @@ static void evict(wf_shadow *s, int arm)
         out = rival;
     } else
         leave(s, arm, window, out);
-    s->nodes[out].resident &= (uint8_t)~(1 << arm);
-    if (!s->nodes[out].resident)
-        enter(s, WF_ARMS, &s->ghosts, out);
+    gone(s, arm, out);
+}
+
+static void evict_by_clock(wf_shadow *s, int arm)
+{
+    queue *window = &s->window[arm], *main = &s->main[arm];
+    for (;;) {
+        int small = window->count > s->windows[arm] || main->count == 0;
+        int32_t out = small ? window->oldest : main->oldest;
+        uint8_t credit = s->nodes[out].credit;
+        if (credit <= (small ? 1 : 0)) {
+            leave(s, arm, small ? window : main, out);
+            gone(s, arm, out);
+            return;
+        }
+        s->nodes[out].credit = small ? 0 : credit - 1;
+        leave(s, arm, small ? window : main, out);
+        s->nodes[out].main |= (uint8_t)(1 << arm);
+        enter(s, arm, main, out);
+    }
+}
+
+static int step_by_clock(wf_shadow *s, int arm, int32_t x, int known)
+{
+    uint8_t bit = (uint8_t)(1 << arm);
+    if (s->nodes[x].resident & bit) {
+        s->nodes[x].credit += s->nodes[x].credit < 3;
+        return 1;
+    }
+    queue *window = &s->window[arm], *main = &s->main[arm];
+    int up = known || (window->count >= s->windows[arm] && main->count < s->capacity - s->windows[arm]);
+    s->nodes[x].credit = 0;
+    s->nodes[x].resident |= bit;
+    s->nodes[x].main = (uint8_t)((s->nodes[x].main & ~bit) | (up ? bit : 0));
+    enter(s, arm, up ? main : window, x);
+    if (window->count + main->count > s->capacity)
+        evict_by_clock(s, arm);
+    return 0;
 }
 
 /* One access in one arm; `last` is the time of the one before, if it is `known`. Returns whether it hit. */
@@ -185,17 +232,32 @@ static int step(wf_shadow *s, int arm, int32_t x, uint32_t last, int known)
     return hit;
 }
 
+static int best(const wf_shadow *s, const double *score)
+{
+    int leader = s->arm;
+    for (int arm = 0; arm < WF_ARMS; arm++)
+        if (score[arm] > score[leader])
+            leader = arm;
+    return leader;
+}
+
+/* A long memory tells small differences apart; a short one sees that another time has begun, and clears the long. */
 static void judge(wf_shadow *s)
 {
-    int best = s->arm;
+    s->seen = s->seen * DECAY + s->period;
+    s->lately = s->lately * FAST_DECAY + s->period;
     for (int arm = 0; arm < WF_ARMS; arm++) {
         s->score[arm] = s->score[arm] * DECAY + s->hits[arm];
+        s->late[arm] = s->late[arm] * FAST_DECAY + s->hits[arm];
         s->hits[arm] = 0;
-        if (s->score[arm] > s->score[best])
-            best = arm;
     }
-    if (s->score[best] - s->score[s->arm] > MARGIN * s->period / (1 - DECAY))
-        s->arm = best;
+    if (s->late[best(s, s->late)] - s->late[s->arm] > CHANGE * s->lately) {
+        memcpy(s->score, s->late, sizeof s->score);
+        s->seen = s->lately;
+    }
+    int leader = best(s, s->score);
+    if (s->score[leader] - s->score[s->arm] > MARGIN * (s->seen + s->least * s->period))
+        s->arm = leader;
     s->left = s->period;
 }
 
@@ -213,10 +275,11 @@ static void see(wf_shadow *s, uint32_t tag, int counts)
     if (known && !n->resident)
         leave(s, WF_ARMS, &s->ghosts, x);
     for (int arm = 0; arm < WF_ARMS; arm++)
-        s->hits[arm] += (uint32_t)(step(s, arm, x, last, known) && counts);
+        s->hits[arm] += (uint32_t)((WF_ARM[arm].clock ? step_by_clock(s, arm, x, known)
+                                                      : step(s, arm, x, last, known)) && counts);
 }
 
-wf_shadow *wf_shadow_new(int32_t capacity, int arm)
+wf_shadow *wf_shadow_new(int32_t capacity, int arm, int sampled)
 {
     wf_shadow *s = calloc(1, sizeof *s);
     if (s == NULL)
@@ -225,6 +288,7 @@ wf_shadow *wf_shadow_new(int32_t capacity, int arm)
     s->most = (WF_ARMS + GHOSTS) * capacity + 2;
     s->period = s->left = capacity > 64 ? capacity / 2 : 32;
     s->arm = arm;
+    s->least = sampled ? LEAST_SAMPLED : LEAST;
     s->free = NONE;
     for (s->mask = 15; s->mask < 2 * (uint32_t)s->most; )
         s->mask = 2 * s->mask + 1;

@@ -11,13 +11,15 @@ typedef struct {
     double window;  /* the window's share of the bound */
     int recency;    /* who returns sooner than the main queue's oldest was used moves into the main queue */
     int frequency;  /* who leaves the window replaces the main queue's oldest if it was used more often */
+    int clock;      /* hits move nothing: who leaves the window with two of them, or returns, goes to the main queue,
+                       and leaves that only when it comes round without one */
 } wf_arm;
 
 extern const wf_arm WF_ARM[WF_ARMS];
 
 typedef struct wf_shadow wf_shadow;
 
-wf_shadow *wf_shadow_new(int32_t capacity, int arm); /* NULL without memory */
+wf_shadow *wf_shadow_new(int32_t capacity, int arm, int sampled); /* NULL without memory */
 void wf_shadow_free(wf_shadow *shadow);
 int32_t wf_shadow_capacity(const wf_shadow *shadow);
 void wf_shadow_seed(wf_shadow *shadow, uint32_t tag);  /* an access that counts for none */
