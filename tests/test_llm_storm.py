@@ -41,7 +41,7 @@ async def storm(pool, rng, operations):
                 outcomes[kind] += 1
                 if not task.cancelled() and task.exception():
                     assert isinstance(task.exception(), LLMTimeout)
-    await asyncio.wait(tasks)
+    await asyncio.gather(*tasks, return_exceptions=True)
     return outcomes
 
 
@@ -65,7 +65,7 @@ async def test_a_storm_over_real_sockets_leaves_nothing():
         for task in tasks:
             if rng.random() < 0.5:
                 asyncio.get_running_loop().call_later(rng.random() * 0.2, task.cancel)
-        await asyncio.wait(tasks)
+        await asyncio.gather(*tasks, return_exceptions=True)
         assert idle(pool)
         server.faults.clear()
         while pool.stats()["endpoints"][0]["shut_for"]:  # so many faults may have opened the breaker
