@@ -46,6 +46,7 @@ class Transport:
         self.endpoint = endpoint
         self.closed = False
         self._session: aiohttp.ClientSession | None = None
+        self._broken: tuple[type[Exception], ...] = ()  # what reading from a connection may raise; known once open
 
     async def post(self, path: str, body: bytes, deadline: Deadline, *, max_bytes: int = BODY_BYTES) -> bytes:
         """Return the body of the 2xx answer to a POST at base_url + `path`; raises LLMError, or Closed.
@@ -106,14 +107,11 @@ class Transport:
 
     async def part(self, response: aiohttp.ClientResponse) -> bytes:
         """Return all bytes that have come, waiting for the first; empty at the end. Raises LLMError."""
-        import aiohttp
-        from aiohttp.http_exceptions import HttpProcessingError
-
         try:
             return await response.content.readany()
         except LLMTimeout:  # a Silence's, which is an OSError too
             raise
-        except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
+        except self._broken as error:
             failure = self._typed(error)
         raise failure
 
@@ -137,9 +135,11 @@ class Transport:
 
     def _open(self) -> aiohttp.ClientSession:
         import aiohttp
+        from aiohttp.http_exceptions import HttpProcessingError
 
         if self.closed:
             raise Closed(f"{self.endpoint.base_url}: the provider is closed")
+        self._broken = (aiohttp.ClientError, HttpProcessingError, OSError)
         headers = {
             "Accept-Encoding": "identity",
             "Content-Type": "application/json",
