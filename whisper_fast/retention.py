@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 PERIOD = 60.0  # seconds between two looks
 READ = 4096  # entries that are looked at in one go, by a reader
-SLICE_SECONDS = 0.004  # what a deletion may hold the writer for; the next slice is as long as that allows
-SMALLEST, LARGEST = 8, 1024  # entries a slice
+SLICE_SECONDS = 0.004  # what a deletion may hold the writer for
+PAUSE = 2.0  # slices that the writer is left to others after each
 
 Row = tuple[Any, ...]  # id, state, age, bytes
 
@@ -45,7 +45,6 @@ class Retention:
         self._max_bytes = max_bytes
         self._kept: int | None = None  # bytes at the last count, less what was deleted since
         self._counted_at = 0  # Journal.written at that count
-        self._slice = SMALLEST
         self.deleted = 0
 
     async def run(self) -> None:
@@ -81,12 +80,11 @@ class Retention:
 
     async def _delete(self, rows: list[Row]) -> None:
         while rows:
-            part, rows = rows[: self._slice], rows[self._slice :]
-            took = await self._database.write(partial(delete, rows=part))
-            self._kept = (self._kept or 0) - sum(row[3] for row in part)
-            self.deleted += len(part)
-            wanted = int(len(part) * SLICE_SECONDS / max(took, 1e-6))
-            self._slice = max(SMALLEST, min(wanted, 2 * self._slice, LARGEST))
+            done = await self._database.write(partial(delete, rows=rows))
+            self._kept = (self._kept or 0) - sum(row[3] for row in rows[:done])
+            self.deleted += done
+            rows = rows[done:]
+            await asyncio.sleep(PAUSE * SLICE_SECONDS)
 
 
 def size(connection: apsw.Connection) -> int:
@@ -99,8 +97,11 @@ def finished(connection: apsw.Connection, after: int) -> list[Row]:
     return list(connection.execute(sql, (after, READ)))
 
 
-def delete(connection: apsw.Connection, rows: list[Row]) -> float:
-    """Delete entries that are still finished; return the seconds that it took."""
-    began = clock.monotonic()
-    connection.executemany("DELETE FROM journal WHERE id = ? AND state NOT IN (0, 1, -2)", [row[:1] for row in rows])
-    return clock.monotonic() - began
+def delete(connection: apsw.Connection, rows: list[Row]) -> int:
+    """Delete entries that are still finished, for 4 ms; return how many of `rows` were looked at."""
+    end = clock.monotonic() + SLICE_SECONDS
+    for done, row in enumerate(rows, 1):
+        connection.execute("DELETE FROM journal WHERE id = ? AND state NOT IN (0, 1, -2)", row[:1])
+        if clock.monotonic() >= end:
+            return done
+    return len(rows)
