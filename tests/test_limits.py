@@ -151,12 +151,12 @@ def test_switched_off_it_stands_and_switched_on_it_learns_anew():
     server = Server(limit, capacity=16)
     server.windows(30)
     assert limit.value < 20
-    limit.adaptive = False
+    limit.follow(False)
     server.run(server.now + 500)
     limit.refused(server.now, server.now, 50)
     limit.late(server.now, server.now, 50)
     assert (limit.value, limit.windows) == (50, 0)
-    limit.adaptive = True
+    limit.follow(True)
     server.windows(30)
     assert limit.value < 20
 

@@ -81,12 +81,11 @@ class AdaptiveLimit:
     Faults of its models that are avoided: Gradient's long average that takes overload for normal and grows on
     timeouts; Vegas' minimum that never forgets; growth while the limit is not even reached.
 
-    It is pure: times are seconds of the caller's clock. `why` says what moved it last. With `adaptive` False the
-    limit stands at `start`.
+    It is pure: times are seconds of the caller's clock. `why` says what moved it last. Told not to `follow`, it
+    stands at `start`.
     """
 
     __slots__ = (
-        "_adaptive",
         "_began",
         "_ceiling",
         "_cut",
@@ -102,6 +101,7 @@ class AdaptiveLimit:
         "_quiet",
         "_state",
         "_step",
+        "adaptive",
         "floor",
         "most",
         "moves",
@@ -115,7 +115,7 @@ class AdaptiveLimit:
         self.start = start
         self.floor = max(1, start // 10) if floor is None else floor
         self.most = max(most, start)
-        self._adaptive = True
+        self.adaptive = True  # whether it follows the server
         self._begin()
 
     def _begin(self) -> None:
@@ -143,16 +143,11 @@ class AdaptiveLimit:
         for line in self._lines.values():
             line.begin()
 
-    @property
-    def adaptive(self) -> bool:
-        """Whether it follows the server; switched off it stands at `start`, switched on it learns anew."""
-        return self._adaptive
-
-    @adaptive.setter
-    def adaptive(self, on: bool) -> None:
-        if on != self._adaptive:
+    def follow(self, on: bool) -> None:
+        """Follow the server and learn anew, or stand at `start`."""
+        if on != self.adaptive:
             self._begin()
-            self._adaptive = on
+            self.adaptive = on
 
     # ---- what the server shows
 
@@ -163,7 +158,7 @@ class AdaptiveLimit:
 
         `seconds` is what it took of what grows with `work`, None for all of it; calls of one `kind` are compared.
         """
-        if begun < self._began or 2 * in_flight < self.value or not self._adaptive:
+        if begun < self._began or 2 * in_flight < self.value or not self.adaptive:
             return
         held = now - begun
         y = held if seconds is None else seconds
@@ -185,7 +180,7 @@ class AdaptiveLimit:
 
     def late(self, now: float, begun: float, in_flight: int) -> None:
         """Count a call that ran out of time after it had had enough of it for an answer."""
-        if begun < self._began or not self._adaptive:
+        if begun < self._began or not self.adaptive:
             return
         self._late += 1
         self._n += 1
@@ -196,7 +191,7 @@ class AdaptiveLimit:
 
     def refused(self, now: float, begun: float, in_flight: int) -> None:
         """Count a call that the server refused for its load, as one of `in_flight`, itself included."""
-        if not self._adaptive or (begun < self._began and in_flight > self.value):
+        if not self.adaptive or (begun < self._began and in_flight > self.value):
             return
         self._ceiling, self._hold = min(self._ceiling, in_flight), HOLD
         self._state, self._step = "steady", 1

@@ -46,13 +46,13 @@ class Alarm:
     def set(self, at: float, sleeper: Sleeper) -> int:
         """Ring `sleeper` at `at`; return its tick, with which it can be cancelled."""
         tick = int(at / self.tick) + 1 if at < NEVER else NEVER
-        due = self._ticks.get(tick)
-        if due is None:
-            due = self._ticks[tick] = set()
+        try:
+            self._ticks[tick].add(sleeper)
+        except KeyError:
+            self._ticks[tick] = {sleeper}
             heappush(self._order, tick)
             if tick < self._next:
                 self._arm(tick)
-        due.add(sleeper)
         return tick
 
     def cancel(self, tick: int, sleeper: Sleeper) -> None:

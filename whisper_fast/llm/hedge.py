@@ -42,7 +42,7 @@ class Hedges:
         self._seen: set[Latency] = set()
         self._losers: set[asyncio.Task[Any]] = set()
 
-    def watch(self, visit: Visit, latency: Latency, start: Callable[..., None], *args: Any) -> None:
+    def watch(self, latency: Latency, visit: Visit, start: Callable[..., None], args: tuple[Any, ...]) -> None:
         """Call `start(visit, *args)` when the visit is still pending after the time that most calls need."""
         latency.watched.append((visit.begun + latency.high, visit, start, args))
         if latency.timer is None:

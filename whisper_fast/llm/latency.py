@@ -15,6 +15,7 @@ __all__ = ["Latency"]
 SHORTEST, RATIO, BUCKETS = 0.0001, 1.02, 800  # 0.1 ms to 760 s in steps of 2 %
 STEP = 1 / log(RATIO)
 FULL = 2000  # samples after which the past counts half
+AVERAGED = 50.0  # samples that the mean is of, about
 FRESH = 200  # samples between two looks for the quantile
 
 
@@ -41,7 +42,7 @@ class Latency:
         bucket = int(log(seconds / SHORTEST) * STEP) if seconds > SHORTEST else 0
         self._counts[bucket if bucket < BUCKETS else -1] += 1
         self._total += 1
-        self.mean += (seconds - self.mean) / min(self._total, 50.0)
+        self.mean += (seconds - self.mean) / (min(AVERAGED, self._total))
         self._fresh += 1
         if self._fresh >= FRESH:
             self._look()

@@ -154,7 +154,7 @@ class LLMPool:
                 visit = upstream.take(user, priority, self._clock()) or await self._admit(route, user, priority)
                 call.arm(visit.begun)
                 if (whole := visit.upstream.whole).high < inf and self._hedging():
-                    self._hedges.watch(visit, whole, self._hedge_chat, call, route, messages, params)
+                    self._hedges.watch(whole, visit, self._hedge_chat, (call, route, messages, params))
                 try:
                     with call:
                         answer = await visit.upstream.provider.chat(messages, **params)
@@ -165,7 +165,7 @@ class LLMPool:
                         raise
                     pause = route.failed(error, call.left)
                 else:
-                    visit.answered(answer.usage)
+                    visit.upstream.answered(visit, answer.usage)
                     self._earn()
                     return answer
                 finally:
@@ -229,7 +229,7 @@ class LLMPool:
         """Return the first pieces and where to read on: of the attempt, or of its hedge where that was first."""
         visit = reading.visit
         if (first := visit.upstream.first).high < inf and self._hedging():
-            self._hedges.watch(visit, first, self._hedge_stream, call, route, messages, params)
+            self._hedges.watch(first, visit, self._hedge_stream, (call, route, messages, params))
         try:
             with call:
                 pieces = await reading.next()
@@ -330,9 +330,10 @@ class LLMPool:
         call.disarm()
 
     def _earn(self) -> None:
-        for budget in (self._retries, self._hedges.budget):
-            if budget.left < budget.burst:
-                budget.earn()
+        if (retries := self._retries).left < retries.burst:
+            retries.earn()
+        if (hedges := self._hedges.budget).left < hedges.burst:
+            hedges.earn()
 
     def _second(self, route: Route, visit: Visit) -> Visit | None:
         """Return a visit for a hedge: of the same endpoint where the order is one of preference, else of the next."""

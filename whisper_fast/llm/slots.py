@@ -128,10 +128,10 @@ class Slots:
 
     def release(self) -> None:
         """Give a slot back: to the next waiter, or to be free."""
-        self.in_flight -= 1
-        if len(self._queue):
+        left = self.in_flight = self.in_flight - 1
+        if self._queue:
             self._hand_out()
-        elif not self.in_flight and self._queue.remembered:
+        elif not left and self._queue.remembered:
             self._queue.clear()
 
     def settle(self, user: str | None, priority: int, difference: float, since: float) -> None:

@@ -62,7 +62,6 @@ class Visit:
 
     def answered(self, usage: Usage | None) -> None:
         """Count an answer and give the slot back."""
-        self.pending = False
         self.upstream.answered(self, usage)
 
     def failed(self, error: WhisperFastError) -> None:
@@ -165,6 +164,7 @@ class Upstream:
 
     def answered(self, visit: Visit, usage: Usage | None) -> None:
         """Count what a visit's answer tells about latency, tokens and health."""
+        visit.pending = False
         now = self._clock()
         sent, received = (usage.prompt_tokens, usage.completion_tokens) if usage is not None else (0, 0)
         tokens, in_flight = sent + received, self.slots.in_flight
@@ -212,8 +212,8 @@ class Upstream:
     def _released(self) -> None:
         """Give the slot back, after everything that decides who may have it next."""
         limit, slots = self.limit, self.slots
-        if self._adaptive() != limit.adaptive:
-            limit.adaptive = not limit.adaptive
+        if self._adaptive() is not limit.adaptive:
+            limit.follow(not limit.adaptive)
         if limit.value != slots.limit:
             slots.resize(limit.value)
         if slots.shut or self.breaker.state != "closed":
