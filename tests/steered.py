@@ -78,6 +78,12 @@ async def started(coroutine):
     return task
 
 
+async def turns(count=10):
+    """Let everything that can go on without time do so, however slow the machine is."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
 def idle(pool):
     stats = pool.stats()
     return (stats["in_flight"], stats["waiting"]) == (0, 0)

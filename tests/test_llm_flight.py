@@ -7,7 +7,7 @@ import random
 from collections import Counter
 
 import pytest
-from steered import HELLO, Gate, Scripted, idle, started, words
+from steered import HELLO, Gate, Scripted, idle, started, turns, words
 
 from whisper_fast.errors import Closed, LLMRejected, LLMTimeout, SettingsError
 from whisper_fast.llm import LLMPool, SimulatedLLM
@@ -19,7 +19,7 @@ COLD = {"temperature": 0}
 async def settled(gate, calls):
     while gate.waiting:
         gate.pass_one()
-        await asyncio.sleep(0.001)
+        await turns()
     return await asyncio.gather(*calls, return_exceptions=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from steered import HELLO, Gate, Scripted, idle, started, words
+from steered import HELLO, Gate, Scripted, idle, started, turns, words
 from virtual import run
 
 from whisper_fast.errors import LLMProtocolError, LLMRateLimited, LLMRejected, LLMTimeout, LLMUnavailable
@@ -242,7 +242,7 @@ async def test_an_endpoint_of_concurrency_one_gets_one_call_at_a_time():
         for number in range(5):
             assert (len(gate.order), pool.stats()["in_flight"]) == (number + 1, 1)
             gate.pass_one()
-            await asyncio.sleep(0.001)
+            await turns()
         await asyncio.gather(*calls)
         assert pool.stats()["limit"] == 1
 

@@ -120,6 +120,33 @@ def test_streams_are_hedged_before_their_first_piece_and_never_after():
     assert asked <= 1.075 * 5300
 
 
+def test_hedges_that_never_win_are_given_up_and_come_back_when_they_do():
+    async def main(clock):
+        class Long(TwoPoint):
+            long = True
+
+            async def chat(self, messages, **params):
+                if not self.long:
+                    return await super().chat(messages)
+                self.asked += 1
+                await asyncio.sleep(messages[0]["seconds"])
+                return Completion(text="ok", usage=Usage(10, 10))
+
+        replica, rng = Long(), random.Random(4)
+        async with LLMPool([replica], clock=clock) as pool:
+
+            def ask():
+                return pool.chat([{"role": "user", "content": "hi", "seconds": rng.choice([FAST] * 19 + [SLOW])}])
+
+            await timed(clock, ask, 10_000)
+            assert 0 < pool.stats()["hedges"] < 100, "it is the long answer that takes long, again"
+            replica.long = False
+            await timed(clock, ask, 10_000)
+            assert pool.stats()["hedges_won"] > 250
+
+    run(main)
+
+
 def test_an_outage_is_not_answered_with_more_requests():
     async def main(clock):
         replica = TwoPoint()

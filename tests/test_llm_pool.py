@@ -7,7 +7,7 @@ import gc
 from time import monotonic
 
 import pytest
-from steered import HELLO, Gate, Scripted, drained, idle, started, words
+from steered import HELLO, Gate, Scripted, drained, idle, started, turns, words
 
 from whisper_fast.errors import (
     Closed,
@@ -47,7 +47,7 @@ async def test_the_limit_holds_and_slots_are_handed_over_by_priority_then_arriva
         for _ in calls:
             assert pool.stats()["in_flight"] == 1
             gate.pass_one()
-            await asyncio.sleep(0.001)
+            await turns()
         await asyncio.gather(*calls)
         assert gate.order == ["first", "urgent", "b", "c", "d", "late"]
         assert idle(pool)
@@ -62,7 +62,7 @@ async def test_nobody_overtakes_a_slot_that_is_being_handed_over():
         newcomer = await started(pool.chat(words("3"), priority=-1))
         assert gate.order == ["1", "2"]
         waiter.cancel()
-        await asyncio.sleep(0.001)
+        await turns()
         gate.waiting = gate.waiting[1:]
         gate.pass_one()
         await newcomer
@@ -228,7 +228,7 @@ async def test_cancelling_a_caller_frees_slot_and_place():
         calls[1].cancel()
         calls[0].cancel()
         await asyncio.wait(calls[:2])
-        await asyncio.sleep(0.001)
+        await turns()
         assert gate.order == ["0", "2"]
         calls[2].cancel()
         await asyncio.wait(calls)
@@ -301,7 +301,7 @@ async def test_the_queue_before_a_second_try_does_not_eat_the_calls_time():
         await asyncio.sleep(0.7)
         gate.pass_one()
         await second
-        await asyncio.sleep(0.01)
+        await turns()
         gate.pass_one()
         assert (await first).text == "ok"
 

@@ -19,6 +19,7 @@ __all__ = ["Hedge", "Hedges"]
 
 T = TypeVar("T")
 GRAIN = 0.0005  # seconds that a timer of the loop may be early
+WORTH = 0.15  # of the latest 20 or so that must have won, else only every tenth is made to see whether they do again
 SHARE, BURST = 0.07, 10.0  # extra requests for each answer, and how many at once after a calm time
 
 
@@ -27,17 +28,20 @@ class Hedges:
 
     A call is hedged when it has no answer (a stream: no first piece) after the time that 93 of 100 calls to its
     endpoint need, at most 7 hedges for 100 answers, and only while a slot is free that nobody waits for. In an
-    outage there are no answers, so the budget is soon spent, and an endpoint that is shut has no free slot.
+    outage there are no answers, so the budget is soon spent, and an endpoint that is shut has no free slot. Where
+    hedges hardly ever win, as when the slow calls are those with the long answers, nine of ten are left out.
 
     A call that is watched costs a place in a queue: `start` is only asked when its time has come, and the loop has
     one timer for the head of the queue.
     """
 
-    __slots__ = ("_clock", "_losers", "_seen", "budget", "won")
+    __slots__ = ("_clock", "_left_out", "_losers", "_rate", "_seen", "budget", "won")
 
     def __init__(self, clock: Callable[[], float], budget: Budget) -> None:
         self.budget = budget
         self.won = 0
+        self._rate = 0.5  # of those that won, of late
+        self._left_out = 0
         self._clock = clock
         self._seen: set[Latency] = set()
         self._losers: set[asyncio.Task[Any]] = set()
@@ -63,9 +67,20 @@ class Hedges:
         watched, now = latency.watched, self._clock() + GRAIN
         while watched and (watched[0][0] <= now or not watched[0][1].pending):
             _, visit, start, args = watched.popleft()
-            if visit.pending and self.budget.left >= 1:
+            if visit.pending and self.budget.left >= 1 and self._worth():
                 start(visit, *args)
         self._arm(latency)
+
+    def _worth(self) -> bool:
+        if self._rate >= WORTH:
+            return True
+        self._left_out = (self._left_out + 1) % 10
+        return self._left_out == 0
+
+    def ended(self, won: bool) -> None:
+        """Count a hedge that answered first, or did not."""
+        self.won += won
+        self._rate += (won - self._rate) / 20
 
     def keep(self, task: asyncio.Task[Any]) -> None:
         """Hold a cancelled task until its end."""
@@ -141,7 +156,7 @@ class Hedge(Generic[T]):
         assert self._task is not None  # noqa: S101 - asked only while it is running
         task, self._task = self._task, None
         answer = task.result()
-        self._hedges.won += 1
+        self._hedges.ended(won=True)
         return answer
 
     def cancel(self) -> None:
@@ -149,6 +164,7 @@ class Hedge(Generic[T]):
         task, self._task = self._task, None
         if task is None:
             return
+        self._hedges.ended(won=False)
         if not task.done():
             task.cancel()
             self._hedges.keep(task)
