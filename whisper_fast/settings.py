@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     max_text_bytes: int = Field(64 << 10, ge=1)
     max_waiting: int = Field(20_000, ge=1)
     max_waiting_bytes: int = Field(64 * MIB, ge=1024)
-    max_wait_seconds: float = Field(5.0, gt=0)
+    max_wait_seconds: float = Field(4.0, gt=0)
     when_busy: WhenBusy = "queue"
     when_busy_by_channel: Annotated[dict[str, WhenBusy], NoDecode] = {}
     quarantine_after: int = Field(3, ge=0)
