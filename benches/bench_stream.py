@@ -74,6 +74,7 @@ def slow():
         process.terminate()
 
 
+@pytest.mark.benchmark(timer=process_time)
 @pytest.mark.parametrize("together", [1, 2, 8, 64], ids=lambda n: f"{n}-a-read")
 def test_bytes_to_pieces(benchmark, together):
     """SSE, JSON, validation and Delta: all that is ours between the socket and the reader."""
