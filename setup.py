@@ -5,14 +5,15 @@ from glob import glob
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
-# An extension's C sources are src/<its name without the underscore>*.c; all headers and externs are dependencies,
-# so that a change rebuilds what it touches and the sdist holds every file.
+# An extension's C sources are src/<its name without the underscore>*.c, and those that it shares; all headers and
+# externs are dependencies, so that a change rebuilds what it touches and the sdist holds every file.
+PARTS = {"_recall": ("recall", "lexical", "vector")}
 HEADERS = sorted(glob("src/*.h") + glob("pyx/*.pxd"))
 
 
 def extension(pyx: str) -> Extension:
     name = pyx.removeprefix("pyx/").removesuffix(".pyx")
-    sources = sorted(glob(f"src/{name.removeprefix('_')}*.c"))
+    sources = sorted(file for part in PARTS.get(name, (name.removeprefix("_"),)) for file in glob(f"src/{part}*.c"))
     return Extension(
         f"whisper_fast.{name}",
         [pyx, *sources],

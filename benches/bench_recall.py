@@ -14,8 +14,6 @@ from whisper_fast._lexical import Postings
 from whisper_fast._vector import Rows, simd
 from whisper_fast.lab.locomo import conversations
 from whisper_fast.memory import MemoryStore
-from whisper_fast.memory.item import as_item
-from whisper_fast.memory.segment import item_terms
 from whisper_fast.memory.terms import terms
 from whisper_fast.models.embedder import StaticEmbedder
 
@@ -35,7 +33,7 @@ def embedder():
 def by_words(talk, embedder):
     postings = Postings()
     for turn in talk.turns:
-        postings.append(item_terms(as_item(turn)))
+        postings.append(terms(turn["text"]))
     for question in talk.questions:
         scores = np.zeros(len(postings), np.float32)
         postings.score(terms(question.text), scores)

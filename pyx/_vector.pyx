@@ -2,15 +2,18 @@
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport INFINITY, isfinite, isnan
 from libc.stdint cimport int8_t, uint8_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memchr, memcpy, memset
 
 from vector cimport (
     WF_ALIGNMENT,
+    WF_ASKS,
     WF_NO_ROW,
     WF_REMOVED,
+    WF_SPEAKERS,
     aligned_alloc,
     wf_best,
     wf_hit,
@@ -19,6 +22,7 @@ from vector cimport (
     wf_paths,
     wf_question,
     wf_recall,
+    wf_rows,
     wf_scan,
     wf_table,
     wf_table_bytes,
@@ -59,59 +63,71 @@ cdef list as_tuples(const wf_hit *hits, Py_ssize_t count):
 
 @cython.final
 cdef class Rows:
-    cdef wf_table *table
-    cdef size_t count
-    cdef size_t removed
-    cdef size_t stride
-    cdef readonly Py_ssize_t dimension
+    cdef wf_rows rows
 
     def __cinit__(self, Py_ssize_t dimension):
         if not 1 <= dimension <= <Py_ssize_t>DIMENSIONS:
             raise ValueError(f"dimension is {dimension}; it must be from 1 to {DIMENSIONS}")
-        self.dimension = dimension
-        self.stride = (dimension + WF_ALIGNMENT - 1) & ~(<size_t>WF_ALIGNMENT - 1)
+        self.rows.dimension = dimension
+        self.rows.sum = <double *>calloc(dimension, sizeof(double))
+        if self.rows.sum == NULL:
+            raise MemoryError
+        self.rows.stride = (dimension + WF_ALIGNMENT - 1) & ~(<size_t>WF_ALIGNMENT - 1)
 
     def __dealloc__(self):
-        wf_table_release(self.table)
+        wf_table_release(self.rows.table)
+        free(self.rows.sum)
+
+    @property
+    def dimension(self):
+        return self.rows.dimension
+
+    @property
+    def kernel(self):
+        return PyCapsule_New(&self.rows, "whisper_fast.rows", NULL)
 
     def __len__(self):
-        return self.count
+        return self.rows.count
 
     @property
     def live(self):
-        return self.count - self.removed
+        return self.rows.count - self.rows.removed
 
     @property
     def nbytes(self):
-        return sizeof(Rows) + (wf_table_bytes(self.table) if self.table else 0)
+        table = wf_table_bytes(self.rows.table) if self.rows.table else 0
+        return sizeof(Rows) + self.rows.dimension * sizeof(double) + table
 
-    def append(self, const float[::1] vector, Py_ssize_t scope, double at, Py_ssize_t previous=-1):
+    def append(self, const float[::1] vector, Py_ssize_t scope, double at, Py_ssize_t previous=-1,
+               Py_ssize_t speaker=0, bint asks=False):
         self._check_dimension(vector)
-        cdef int8_t *row = self._reserve(scope, at, previous)
-        cdef float scale = wf_pack(&vector[0], self.dimension, row)
+        cdef int8_t *row = self._reserve(scope, at, previous, speaker)
+        cdef float scale = wf_pack(&vector[0], <Py_ssize_t>self.rows.dimension, row)
         if scale < 0:
             raise ValueError("the vector holds a value that is not finite")
-        return self._take(row, scale, scope, at, previous)
+        return self._take(row, scale, scope, at, previous, speaker, asks)
 
-    def append_packed(self, bytes row, float scale, Py_ssize_t scope, double at, Py_ssize_t previous=-1):
-        if PyBytes_GET_SIZE(row) != self.dimension:
+    def append_packed(self, bytes row, float scale, Py_ssize_t scope, double at, Py_ssize_t previous=-1,
+                      Py_ssize_t speaker=0, bint asks=False):
+        if PyBytes_GET_SIZE(row) != <Py_ssize_t>self.rows.dimension:
             raise ValueError(f"the packed row has {len(row)} bytes; these rows have {self.dimension}")
-        if memchr(PyBytes_AS_STRING(row), 0x80, self.dimension) or not isfinite(scale) or scale < 0:
+        if memchr(PyBytes_AS_STRING(row), 0x80, <Py_ssize_t>self.rows.dimension) or not isfinite(scale) or scale < 0:
             raise ValueError("not a packed row: a value is -128, or the scale is not finite and positive")
-        cdef int8_t *to = self._reserve(scope, at, previous)
-        memcpy(to, PyBytes_AS_STRING(row), self.dimension)
-        return self._take(to, scale, scope, at, previous)
+        cdef int8_t *to = self._reserve(scope, at, previous, speaker)
+        memcpy(to, PyBytes_AS_STRING(row), <Py_ssize_t>self.rows.dimension)
+        return self._take(to, scale, scope, at, previous, speaker, asks)
 
     def packed(self, Py_ssize_t row):
         self._check_row(row)
-        cdef char *start = <char *>self.table.packed + row * self.stride
-        return PyBytes_FromStringAndSize(start, self.dimension), self.table.scale[row]
+        cdef char *start = <char *>self.rows.table.packed + row * self.rows.stride
+        return PyBytes_FromStringAndSize(start, <Py_ssize_t>self.rows.dimension), self.rows.table.scale[row]
 
     def remove(self, Py_ssize_t row):
         self._check_row(row)
-        if self.table.scope[row] != WF_REMOVED:
-            self.table.scope[row] = WF_REMOVED
-            self.removed += 1
+        if self.rows.table.scope[row] != WF_REMOVED:
+            self._add_to_sum(row, -1.0)
+            self.rows.table.scope[row] = WF_REMOVED
+            self.rows.removed += 1
 
     def top_k(self, const float[::1] query, Py_ssize_t k, *, bytes allowed=None,
               double since=-INFINITY, double until=INFINITY, str path=None):
@@ -124,7 +140,7 @@ cdef class Rows:
     cdef list _ask(self, const float[::1] query, const float[::1] lexical, Py_ssize_t k, bytes allowed,
                    double since, double until, float dense_weight, str path, bint fused):
         cdef wf_question question
-        cdef size_t count = self.count
+        cdef size_t count = self.rows.count
         cdef int8_t *packed = NULL
         if k < 0:
             raise ValueError(f"k is {k}; it must not be negative")
@@ -140,14 +156,14 @@ cdef class Rows:
                 question.lexical = &lexical[0]
         if query is not None:
             self._check_dimension(query)
-            packed = <int8_t *>aligned_alloc(WF_ALIGNMENT, self.stride)
+            packed = <int8_t *>aligned_alloc(WF_ALIGNMENT, self.rows.stride)
             if packed == NULL:
                 raise MemoryError
         try:
             if query is not None:
-                memset(packed, 0, self.stride)
+                memset(packed, 0, self.rows.stride)
                 question.query = packed
-                question.query_scale = wf_pack(&query[0], self.dimension, packed)
+                question.query_scale = wf_pack(&query[0], <Py_ssize_t>self.rows.dimension, packed)
                 if question.query_scale < 0:
                     raise ValueError("the query holds a value that is not finite")
             return self._best(&question, count, min(<size_t>k, count), fused)
@@ -157,7 +173,7 @@ cdef class Rows:
     cdef list _best(self, const wf_question *question, size_t count, size_t k, bint fused):
         cdef wf_best best = wf_recall if fused else wf_top_k
         cdef Py_ssize_t found = 0
-        cdef wf_table *table = self.table
+        cdef wf_table *table = self.rows.table
         if k == 0:
             return []
         cdef wf_hit *hits = <wf_hit *>malloc(k * sizeof(wf_hit))
@@ -165,7 +181,7 @@ cdef class Rows:
             raise MemoryError
         table.references += 1
         try:
-            if count * self.stride <= HELD_BYTES:
+            if count * self.rows.stride <= HELD_BYTES:
                 found = best(table, count, question, k, hits)
             else:
                 with nogil:
@@ -177,42 +193,55 @@ cdef class Rows:
             wf_table_release(table)
             free(hits)
 
-    cdef int8_t *_reserve(self, Py_ssize_t scope, double at, Py_ssize_t previous) except NULL:
+    cdef int8_t *_reserve(self, Py_ssize_t scope, double at, Py_ssize_t previous, Py_ssize_t speaker) except NULL:
         if not 0 <= scope < WF_REMOVED:
             raise ValueError(f"scope is {scope}; it must be from 0 to {WF_REMOVED - 1}")
+        if not 0 <= speaker < WF_SPEAKERS:
+            raise ValueError(f"speaker is {speaker}; it must be from 0 to {WF_SPEAKERS - 1}")
         if isnan(at):
             raise ValueError("at is not a number")
-        if not -1 <= previous < <Py_ssize_t>self.count:
-            raise ValueError(f"previous is {previous}; it must be a row before {self.count}, or -1")
-        if self.table == NULL or self.count == self.table.capacity:
+        if not -1 <= previous < <Py_ssize_t>self.rows.count:
+            raise ValueError(f"previous is {previous}; it must be a row before {self.rows.count}, or -1")
+        if self.rows.table == NULL or self.rows.count == self.rows.table.capacity:
             self._grow()
-        cdef int8_t *row = self.table.packed + self.count * self.stride
-        memset(row + self.dimension, 0, self.stride - self.dimension)
+        cdef int8_t *row = self.rows.table.packed + self.rows.count * self.rows.stride
+        memset(row + <Py_ssize_t>self.rows.dimension, 0, self.rows.stride - <Py_ssize_t>self.rows.dimension)
         return row
 
     cdef int _grow(self) except -1:
-        cdef wf_table *larger = wf_table_grown(self.table, self.count, self.count + self.count // 2 + 1, self.stride)
+        cdef size_t count = self.rows.count
+        cdef wf_table *larger = wf_table_grown(self.rows.table, count, count + count // 2 + 1, self.rows.stride)
         if larger == NULL:
-            raise MemoryError(f"no memory for more than {self.count} rows")
-        wf_table_release(self.table)
-        self.table = larger
+            raise MemoryError(f"no memory for more than {self.rows.count} rows")
+        wf_table_release(self.rows.table)
+        self.rows.table = larger
         return 0
 
-    cdef _take(self, int8_t *row, float scale, Py_ssize_t scope, double at, Py_ssize_t previous):
-        cdef size_t i = self.count
-        self.table.scale[i] = scale
-        self.table.scope[i] = scope
-        self.table.at[i] = at
-        self.table.previous[i] = WF_NO_ROW if previous < 0 else previous
-        self.count = i + 1
+    cdef _take(self, int8_t *row, float scale, Py_ssize_t scope, double at, Py_ssize_t previous, Py_ssize_t speaker,
+               bint asks):
+        cdef size_t i = self.rows.count
+        self.rows.table.scale[i] = scale
+        self.rows.table.scope[i] = scope
+        self.rows.table.at[i] = at
+        self.rows.table.mark[i] = speaker | (WF_ASKS if asks else 0)
+        self._add_to_sum(i, 1.0)
+        self.rows.table.previous[i] = WF_NO_ROW if previous < 0 else previous
+        self.rows.count = i + 1
         return i
 
     cdef int _check_dimension(self, const float[::1] vector) except -1:
-        if vector.shape[0] != self.dimension:
+        if vector.shape[0] != <Py_ssize_t>self.rows.dimension:
             raise ValueError(f"the vector has {vector.shape[0]} dimensions; these rows have {self.dimension}")
         return 0
 
     cdef int _check_row(self, Py_ssize_t row) except -1:
-        if not 0 <= row < <Py_ssize_t>self.count:
-            raise IndexError(f"row {row} of {self.count}")
+        if not 0 <= row < <Py_ssize_t>self.rows.count:
+            raise IndexError(f"row {row} of {self.rows.count}")
         return 0
+
+    cdef void _add_to_sum(self, size_t row, double sign) noexcept:
+        cdef const int8_t *packed = self.rows.table.packed + row * self.rows.stride
+        cdef double scale = sign * self.rows.table.scale[row]
+        cdef size_t j
+        for j in range(self.rows.dimension):
+            self.rows.sum[j] += scale * packed[j]

@@ -1,6 +1,6 @@
 """What src/vector.h offers."""
 
-from libc.stdint cimport int8_t, int32_t, uint8_t, uint32_t
+from libc.stdint cimport int8_t, int32_t, uint8_t, uint16_t, uint32_t
 
 
 cdef extern from "<stdlib.h>" nogil:
@@ -12,6 +12,8 @@ cdef extern from "vector.h" nogil:
         WF_ALIGNMENT
         WF_REMOVED
         WF_NO_ROW
+        WF_ASKS
+        WF_SPEAKERS
 
     ctypedef void (*wf_scan)(const int8_t *, size_t, const int8_t *, size_t, int32_t *) noexcept
 
@@ -28,6 +30,15 @@ cdef extern from "vector.h" nogil:
         double *at
         uint32_t *previous
         uint32_t *scope
+        uint16_t *mark
+
+    ctypedef struct wf_rows:
+        wf_table *table
+        size_t count
+        size_t removed
+        size_t stride
+        size_t dimension
+        double *sum
 
     ctypedef struct wf_question:
         const int8_t *query

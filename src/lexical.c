@@ -6,14 +6,20 @@
 
 static uint32_t *list_of(wf_term *term)
 {
-    return term->capacity > 2 ? term->list.far : term->list.here;
+    return (uint32_t *)wf_list(term);
+}
+
+int wf_postings_open(wf_postings *index)
+{
+    memset(index, 0, sizeof *index);
+    return pthread_rwlock_init(&index->lock, NULL) ? -1 : 0;
 }
 
 /* The term's slot, or the free one where it belongs. */
 static wf_term *find(wf_term *slots, size_t mask, uint64_t hash)
 {
     size_t i = (size_t)(hash ^ hash >> 32) & mask;
-    while (slots[i].capacity && slots[i].hash != hash)
+    while (slots[i].log2 && slots[i].hash != hash)
         i = (i + 1) & mask;
     return &slots[i];
 }
@@ -29,7 +35,7 @@ int wf_postings_reserve(wf_postings *index, size_t terms)
     if (!slots)
         return -1;
     for (size_t i = 0; i < old; i++)
-        if (index->slots[i].capacity)
+        if (index->slots[i].log2)
             *find(slots, size - 1, index->slots[i].hash) = index->slots[i];
     free(index->slots);
     index->slots = slots;
@@ -39,24 +45,24 @@ int wf_postings_reserve(wf_postings *index, size_t terms)
 
 static int lengthen(wf_postings *index, wf_term *term)
 {
-    uint32_t capacity = term->capacity * 2;
-    uint32_t *list = realloc(term->capacity > 2 ? term->list.far : NULL, capacity * sizeof *list);
+    size_t old = (size_t)1 << term->log2, capacity = 2 * old;
+    uint32_t *list = realloc(term->log2 > 1 ? term->list.far : NULL, capacity * sizeof *list);
     if (!list)
         return -1;
-    if (term->capacity == 2)
+    if (term->log2 == 1)
         memcpy(list, term->list.here, 2 * sizeof *list);
-    index->far_bytes += (capacity - (term->capacity > 2 ? term->capacity : 0)) * sizeof *list;
+    index->far_bytes += (capacity - (term->log2 > 1 ? old : 0)) * sizeof *list;
     term->list.far = list;
-    term->capacity = capacity;
+    term->log2++;
     return 0;
 }
 
-int wf_postings_add(wf_postings *index, uint64_t hash)
+int wf_postings_add(wf_postings *index, uint64_t hash, uint16_t word)
 {
     wf_term *term = find(index->slots, index->mask, hash);
     uint32_t row = (uint32_t)index->rows, *last;
-    if (!term->capacity) {
-        *term = (wf_term){.hash = hash, .capacity = 2};
+    if (!term->log2) {
+        *term = (wf_term){.hash = hash, .word = word, .log2 = 1};
         index->used++;
     }
     last = term->count ? list_of(term) + term->count - 1 : NULL;
@@ -64,7 +70,7 @@ int wf_postings_add(wf_postings *index, uint64_t hash)
         *last += (*last & 255) < 255;
         return 0;
     }
-    if (term->count == term->capacity && lengthen(index, term))
+    if (term->count == (uint32_t)1 << term->log2 && lengthen(index, term))
         return -1;
     list_of(term)[term->count++] = row << 8 | 1;
     return 0;
@@ -112,12 +118,18 @@ void wf_postings_remove(wf_postings *index, uint32_t row)
     }
 }
 
+const wf_term *wf_postings_find(const wf_postings *index, uint64_t hash)
+{
+    const wf_term *term = index->slots ? find(index->slots, index->mask, hash) : NULL;
+    return term && term->count ? term : NULL;
+}
+
 void wf_postings_score(const wf_postings *index, uint64_t hash, double k1, double b, float *out)
 {
-    wf_term *term = index->slots ? find(index->slots, index->mask, hash) : NULL;
-    if (!term || !term->count)
+    const wf_term *term = wf_postings_find(index, hash);
+    if (!term)
         return;
-    const uint32_t *list = list_of(term);
+    const uint32_t *list = wf_list(term);
     double idf = log(1.0 + ((double)index->live - term->count + 0.5) / (term->count + 0.5));
     double floor = k1 * (1.0 - b), slope = k1 * b * (double)index->live / (double)index->total;
     for (uint32_t i = 0; i < term->count; i++) {
@@ -136,8 +148,9 @@ size_t wf_postings_bytes(const wf_postings *index)
 void wf_postings_free(wf_postings *index)
 {
     for (size_t i = 0; index->slots && i <= index->mask; i++)
-        if (index->slots[i].capacity > 2)
+        if (index->slots[i].log2 > 1)
             free(index->slots[i].list.far);
     free(index->slots);
     free(index->lengths);
+    pthread_rwlock_destroy(&index->lock);
 }

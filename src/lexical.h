@@ -2,6 +2,7 @@
 #ifndef WHISPER_FAST_LEXICAL_H
 #define WHISPER_FAST_LEXICAL_H
 
+#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -16,8 +17,16 @@ typedef struct {
         uint32_t *far;
     } list;
     uint32_t count;
-    uint32_t capacity;   /* 0: this slot was never used */
+    uint16_t word;       /* its row in a table of word vectors, WF_NO_WORD for none */
+    uint8_t log2;        /* of the capacity; 0: this slot was never used, 1: the list stands here */
 } wf_term;
+
+#define WF_NO_WORD UINT16_MAX
+
+static inline const uint32_t *wf_list(const wf_term *term)
+{
+    return term->log2 > 1 ? term->list.far : term->list.here;
+}
 
 typedef struct {
     wf_term *slots;      /* open addressing, linear probing, at most two thirds full */
@@ -26,14 +35,18 @@ typedef struct {
     size_t rows, row_capacity, live;
     uint64_t total;      /* terms of all live rows */
     size_t far_bytes;
+    pthread_rwlock_t lock; /* held by whoever reads without the GIL, and by whoever writes */
 } wf_postings;
+
+int wf_postings_open(wf_postings *index); /* 0, or -1 */
 
 /* Each returns 0, or -1 without memory; the index is then as it was, but for room that was made. */
 int wf_postings_reserve(wf_postings *index, size_t terms);
-int wf_postings_add(wf_postings *index, uint64_t hash);        /* to the row that is being appended */
+int wf_postings_add(wf_postings *index, uint64_t hash, uint16_t word); /* to the row that is being appended */
 int wf_postings_end_row(wf_postings *index, uint32_t length);
 
 void wf_postings_remove(wf_postings *index, uint32_t row);
+const wf_term *wf_postings_find(const wf_postings *index, uint64_t hash); /* NULL if no row holds it */
 void wf_postings_score(const wf_postings *index, uint64_t hash, double k1, double b, float *out);
 size_t wf_postings_bytes(const wf_postings *index);
 void wf_postings_free(wf_postings *index);

@@ -37,7 +37,18 @@ typedef struct {
     double *at;
     uint32_t *previous;   /* the row said before in the same session, WF_NO_ROW for the first */
     uint32_t *scope;
+    uint16_t *mark;       /* who said it, and WF_ASKS if it ends with a question mark */
 } wf_table;
+
+#define WF_ASKS 0x8000u
+#define WF_SPEAKERS 0x8000u /* speakers are numbered below */
+
+/* What the rows of one user are to another kernel, which takes a reference to the table under the GIL. */
+typedef struct {
+    wf_table *table;
+    size_t count, removed, stride, dimension;
+    double *sum;          /* [dimension], of all live rows */
+} wf_rows;
 
 /* A larger copy of `old` (may be NULL) with one reference, NULL without memory. */
 wf_table *wf_table_grown(const wf_table *old, size_t count, size_t capacity, size_t stride);

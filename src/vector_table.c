@@ -12,7 +12,7 @@ static size_t padded(size_t bytes)
 
 static size_t row_bytes(size_t stride)
 {
-    return stride + sizeof(float) + sizeof(double) + 2 * sizeof(uint32_t);
+    return stride + sizeof(float) + sizeof(double) + 2 * sizeof(uint32_t) + sizeof(uint16_t);
 }
 
 size_t wf_table_bytes(const wf_table *table)
@@ -20,7 +20,7 @@ size_t wf_table_bytes(const wf_table *table)
     return padded(sizeof *table) + padded(table->capacity * row_bytes(table->stride));
 }
 
-/* `capacity` is a multiple of 16, so each column starts on a cache line. */
+/* `capacity` is a multiple of 32, so each column starts on a cache line. */
 static void lay_out(wf_table *table)
 {
     size_t n = table->capacity;
@@ -29,12 +29,13 @@ static void lay_out(wf_table *table)
     table->at = (double *)(at += n * table->stride);
     table->scale = (float *)(at += n * sizeof(double));
     table->previous = (uint32_t *)(at += n * sizeof(float));
-    table->scope = (uint32_t *)(at + n * sizeof(uint32_t));
+    table->scope = (uint32_t *)(at += n * sizeof(uint32_t));
+    table->mark = (uint16_t *)(at + n * sizeof(uint32_t));
 }
 
 wf_table *wf_table_grown(const wf_table *old, size_t count, size_t capacity, size_t stride)
 {
-    capacity = (capacity + 15) & ~(size_t)15;
+    capacity = (capacity + 31) & ~(size_t)31;
     if (capacity >= WF_NO_ROW || capacity > (SIZE_MAX / 2) / row_bytes(stride))
         return NULL;
     wf_table shape = {.references = 1, .capacity = capacity, .stride = stride};
@@ -49,6 +50,7 @@ wf_table *wf_table_grown(const wf_table *old, size_t count, size_t capacity, siz
         memcpy(table->scale, old->scale, count * sizeof *old->scale);
         memcpy(table->previous, old->previous, count * sizeof *old->previous);
         memcpy(table->scope, old->scope, count * sizeof *old->scope);
+        memcpy(table->mark, old->mark, count * sizeof *old->mark);
     }
     return table;
 }

@@ -5,52 +5,9 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "top.h"
+
 #define CHUNK 256 /* rows scanned at a time: their products stay in the first-level cache */
-
-static int better(wf_hit a, wf_hit b)
-{
-    return a.score > b.score || (a.score == b.score && a.row < b.row);
-}
-
-/* hits[0..size) is a heap with the worst on top. */
-static void sink(wf_hit *hits, size_t size, size_t i)
-{
-    wf_hit moved = hits[i];
-    for (size_t child; (child = 2 * i + 1) < size; i = child) {
-        if (child + 1 < size && better(hits[child], hits[child + 1]))
-            child++;
-        if (better(hits[child], moved))
-            break;
-        hits[i] = hits[child];
-    }
-    hits[i] = moved;
-}
-
-static size_t offer(wf_hit *hits, size_t size, size_t k, wf_hit hit)
-{
-    if (size == k) {
-        if (k && better(hit, hits[0])) {
-            hits[0] = hit;
-            sink(hits, k, 0);
-        }
-        return size;
-    }
-    size_t i = size;
-    for (; i && better(hits[(i - 1) / 2], hit); i = (i - 1) / 2)
-        hits[i] = hits[(i - 1) / 2];
-    hits[i] = hit;
-    return size + 1;
-}
-
-static void best_first(wf_hit *hits, size_t size)
-{
-    while (size > 1) {
-        wf_hit worst = hits[0];
-        hits[0] = hits[--size];
-        sink(hits, size, 0);
-        hits[size] = worst;
-    }
-}
 
 static int visible(const wf_table *table, size_t row, const wf_question *question)
 {
@@ -77,9 +34,9 @@ ptrdiff_t wf_top_k(const wf_table *table, size_t count, const wf_question *quest
         cosines(table, first, n, question, cosine);
         for (size_t i = 0; i < n; i++)
             if ((size < k || cosine[i] >= hits[0].score) && visible(table, first + i, question))
-                size = offer(hits, size, k, (wf_hit){(uint32_t)(first + i), cosine[i]});
+                size = wf_offer(hits, size, k, (wf_hit){(uint32_t)(first + i), cosine[i]});
     }
-    best_first(hits, size);
+    wf_best_first(hits, size);
     return (ptrdiff_t)size;
 }
 
@@ -155,8 +112,8 @@ ptrdiff_t wf_recall(const wf_table *table, size_t count, const wf_question *ques
     size_t size = 0;
     for (size_t i = 0; i < count; i++)
         if (!isnan(total[i]))
-            size = offer(hits, size, k, (wf_hit){(uint32_t)i, total[i]});
-    best_first(hits, size);
+            size = wf_offer(hits, size, k, (wf_hit){(uint32_t)i, total[i]});
+    wf_best_first(hits, size);
     free(own);
     return (ptrdiff_t)size;
 }

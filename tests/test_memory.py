@@ -103,7 +103,8 @@ async def test_what_follows_in_the_same_session_is_found_with_it(memory):
         {"text": "Harpsichord, since 1950", "at": 8.0, "session": "s"},
     ]
     await memory.add_many("ada", filler + told)
-    assert (await texts(memory, "ada", "instrument grandmother", k=2)) == [item["text"] for item in told]
+    found = await texts(memory, "ada", "instrument grandmother", k=2)
+    assert found == [item["text"] for item in reversed(told)]  # what answers comes before what asks
 
 
 async def test_half_an_hour_of_silence_ends_a_session(memory):

@@ -23,6 +23,9 @@ class Postings:
     @property
     def b(self) -> float: ...
     @property
+    def kernel(self) -> object:
+        """What `_recall` reads: a capsule that is valid as long as this object."""
+    @property
     def live(self) -> int:
         """Rows that are not removed."""
     @property
@@ -30,8 +33,11 @@ class Postings:
         """Bytes held."""
     def __new__(cls, k1: float = 0.8, b: float = 0.2) -> Postings: ...
     def __len__(self) -> int: ...
-    def append(self, terms: list[str]) -> int:
-        """Add a row that holds `terms`; return its number, counted from 0."""
+    def append(self, terms: list[str], words: list[int] | None = None) -> int:
+        """Add a row that holds `terms`; return its number, counted from 0.
+
+        `words` are the rows of the terms' words in a table of word vectors, 65,535 for none.
+        """
     def remove(self, row: int) -> None:
         """Take a row out of the index and its statistics. Raises IndexError for a row that never was."""
     def score(self, terms: list[str], out: NDArray[np.float32]) -> None:

@@ -26,6 +26,9 @@ class Rows:
     @property
     def dimension(self) -> int: ...
     @property
+    def kernel(self) -> object:
+        """What `_recall` reads: a capsule that is valid as long as this object."""
+    @property
     def live(self) -> int:
         """Rows that are not removed."""
     @property
@@ -33,9 +36,29 @@ class Rows:
         """Bytes held."""
     def __new__(cls, dimension: int) -> Rows: ...
     def __len__(self) -> int: ...
-    def append(self, vector: NDArray[np.float32], scope: int, at: float, previous: int = -1) -> int:
-        """Add a row said at `at` seconds after row `previous` (-1: the first of its session); return its number."""
-    def append_packed(self, row: bytes, scale: float, scope: int, at: float, previous: int = -1) -> int:
+    def append(
+        self,
+        vector: NDArray[np.float32],
+        scope: int,
+        at: float,
+        previous: int = -1,
+        speaker: int = 0,
+        asks: bool = False,
+    ) -> int:
+        """Add a row said at `at` seconds after row `previous` (-1: the first of its session); return its number.
+
+        `speaker` is from 0 to 32,767, `asks` says that the text ends with a question mark.
+        """
+    def append_packed(
+        self,
+        row: bytes,
+        scale: float,
+        scope: int,
+        at: float,
+        previous: int = -1,
+        speaker: int = 0,
+        asks: bool = False,
+    ) -> int:
         """Add a row as `packed` gave it."""
     def packed(self, row: int) -> tuple[bytes, float]:
         """Return a row's int8 values and its scale, to be stored. Raises IndexError for a row that never was."""

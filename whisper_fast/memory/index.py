@@ -132,13 +132,12 @@ class Guard:
 class Index:
     """An hnswlib index of unit vectors by memory id. Calls may come from several threads, never from the loop."""
 
-    def __init__(self, graph: Any, ids: Ids, vectors: Floats) -> None:
+    def __init__(self, graph: Any, ids: Ids) -> None:
         self._graph = graph
         self._guard = Guard()
         self._present = set(ids.tolist())
         self._deleted = 0
         self.highest = int(ids[-1]) if len(ids) else 0
-        self._sample = vectors
         graph.set_ef(BREADTH)
         graph.set_num_threads(1)
 
@@ -162,7 +161,7 @@ class Index:
         for first in range(0, len(content.ids), SLICE):
             last = first + SLICE
             graph.add_items(content.vectors(slice(first, last)), content.ids[first:last], num_threads=1)
-        return cls(graph, content.ids, sampled(content))
+        return cls(graph, content.ids)
 
     @classmethod
     def loaded(cls, path: Path, content: Content) -> Index:
@@ -176,7 +175,7 @@ class Index:
                 graph.load_index(copy.name, max_elements=max(1024, len(content.ids) * 5 // 4))
             except RuntimeError as error:
                 raise StoreCorrupt(f"{path}: hnswlib refuses it: {error}") from None
-        return cls(graph, content.ids, sampled(content))
+        return cls(graph, content.ids)
 
     def save(self, path: Path, stamp: Stamp) -> None:
         """Write the index to `path`, whole or not at all. Raises StoreFull, StoreReadOnly."""
@@ -231,11 +230,6 @@ class Index:
                 return None
         return labels[0].astype(np.int64), np.float32(1) - distances[0]
 
-    def spread(self, vector: Floats) -> tuple[float, float]:
-        """Return mean and standard deviation of the cosines, as a fixed sample of the vectors has them."""
-        cosines = self._sample @ vector
-        return float(cosines.mean()), float(cosines.std())
-
 
 def empty(dimension: int, capacity: int | None) -> Any:
     import hnswlib
@@ -244,11 +238,6 @@ def empty(dimension: int, capacity: int | None) -> Any:
     if capacity is not None:
         graph.init_index(max_elements=capacity, M=LINKS, ef_construction=BUILD_BREADTH, random_seed=100)
     return graph
-
-
-def sampled(content: Content, size: int = 512) -> Floats:
-    rows = np.linspace(0, max(len(content.ids) - 1, 0), min(size, len(content.ids))).astype(np.int64)
-    return content.vectors(rows)
 
 
 def verified(path: Path, expected: Stamp) -> memoryview:

@@ -15,10 +15,13 @@ import msgspec
 import numpy as np
 
 from .._lexical import Postings
+from .._recall import Question, recall
 from .._vector import Rows
 from ..message import Recalled
+from .question import Asked, ends_asking
 from .scopes import may_see
-from .terms import terms
+from .terms import analysed, terms
+from .words import words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from .index import Index
     from .item import Item
     from .rows import Vector
+    from .terms import Term
 
 __all__ = ["Segment", "item_terms"]
 
@@ -37,19 +41,21 @@ SEGMENT_BYTES: Final = 1500  # Python's own, of an empty segment
 ITEM_BYTES: Final = 88  # and of a memory: an id, a time, a tuple and its place in the list
 SESSION_BYTES: Final = 200
 NEAR: Final = 200  # memories that an index proposes, and as many by words: twenty times what a turn recalls
-DENSE_WEIGHT: Final = 0.7  # as in `Rows.recall`
+MOST_SPEAKERS: Final = (1 << 15) - 1
 
 
-def item_terms(item: Item) -> list[str]:
-    """Return the terms under which a memory is found: its words, and its speaker's name."""
-    found = terms(item.text[:TERM_CHARACTERS])
-    return found + terms(item.speaker) if item.speaker else found
+def item_terms(item: Item) -> list[Term]:
+    """Return the terms under which a memory is found."""
+    return analysed(item.text[:TERM_CHARACTERS])
 
 
 class Segment:
     """The memories of one user in the order in which they were stored."""
 
-    __slots__ = ("_at", "_bytes", "_highest", "_ids", "_items", "_last", "_postings", "_rising", "_rows", "_scopes")
+    __slots__ = (
+        "_at", "_bytes", "_highest", "_ids", "_items", "_last",
+        "_postings", "_rising", "_rows", "_scopes", "_speakers",
+    )  # fmt: skip
 
     def __init__(self, dimension: int) -> None:
         self._rows = Rows(dimension)
@@ -60,6 +66,7 @@ class Segment:
         self._at = array("d")
         self._items: list[tuple[str, bytes | None, str] | None] = []  # text, metadata, scope; None once deleted
         self._scopes: dict[str, int] = {}
+        self._speakers: dict[str, int] = {}  # 0 is nobody
         self._last: dict[tuple[str, str | None], int] = {}  # (scope, session) -> its newest row
         self._bytes = SEGMENT_BYTES
 
@@ -76,8 +83,8 @@ class Segment:
         """Bytes held."""
         return self._bytes + self._rows.nbytes + self._postings.nbytes
 
-    def append(self, number: int, item: Item, vector: Vector, words: list[str]) -> None:
-        """Add a memory; one that is there already changes nothing. `words` are its `item_terms`.
+    def append(self, number: int, item: Item, vector: Vector, found: list[Term]) -> None:
+        """Add a memory; one that is there already changes nothing. `found` are its `item_terms`.
 
         One without a vector has the direction of nothing: it is found by its words.
         """
@@ -85,9 +92,10 @@ class Segment:
             return
         scope = self._scopes.setdefault(item.scope, len(self._scopes))
         previous = self._previous((item.scope, item.session), item.at)
-        row = self._rows.append_packed(
-            vector.packed or bytes(self._rows.dimension), vector.scale, scope, item.at, previous
-        )
+        speaker = self._speakers.setdefault(item.speaker, len(self._speakers) + 1) if item.speaker else 0
+        asks = ends_asking(item.text)
+        place = scope, item.at, previous, min(speaker, MOST_SPEAKERS), asks
+        row = self._rows.append_packed(vector.packed or bytes(self._rows.dimension), vector.scale, *place)
         self._ids.append(number)
         self._rising = self._rising and number > self._highest
         self._highest = max(self._highest, number)
@@ -96,7 +104,8 @@ class Segment:
         self._last[item.scope, item.session] = row
         self._bytes += ITEM_BYTES + getsizeof(item.text) + getsizeof(item.metadata)
         self._bytes += SESSION_BYTES if previous < 0 else 0
-        self._postings.append(words)  # last: a recall in another thread sees as many rows as have postings
+        # Last: a recall in another thread sees as many rows as have postings.
+        self._postings.append([stem for stem, _ in found], [word for _, word in found])
 
     def remove(self, number: int) -> None:
         """Hide a memory for ever."""
@@ -106,21 +115,48 @@ class Segment:
             self._postings.remove(row)
             self._items[row] = None
 
-    def recall(self, query: list[str], vector: NDArray[np.float32] | None, k: int, scope: str) -> list[Recalled]:
-        """Return the `k` memories that fit best of those that `scope` may see, best first; see `Rows.recall`.
+    def recall(self, query: str, vector: NDArray[np.float32] | None, k: int, scope: str) -> list[Recalled]:
+        """Return the `k` memories that fit best of those that `scope` may see, best first; see `_recall`.
 
         A query that says nothing to us, no term and no direction, gets the newest.
         """
+        question = self.question(query, vector, k, scope)
+        return self._newest(k, scope) if question is None else self.recalled(recall([question])[0])
+
+    def question(
+        self,
+        query: str,
+        vector: NDArray[np.float32] | None,
+        k: int,
+        scope: str,
+        only: NDArray[np.uint32] | None = None,
+    ) -> Question | None:
+        """Return what the kernel is asked, None for a query that says nothing to us.
+
+        With `only`, the other rows are not compared with `vector`; they count as of average cosine.
+        """
+        asked = Asked.of(query, self._speakers)
         dense = vector if vector is not None and vector.any() else None
-        if not query and dense is None:
-            return self._newest(k, scope)
-        lexical = np.zeros(len(self._postings), np.float32)
-        self._postings.score(query, lexical)
+        if not asked.terms and dense is None:
+            return None
         allowed = bytes(may_see(scope, told) for told in tuple(self._scopes))
-        return self._recalled(self._rows.recall(dense, lexical, k, allowed=allowed))
+        return Question(
+            self._rows,
+            self._postings,
+            words(),
+            asked.terms,
+            asked.numbers,
+            dense,
+            k,
+            allowed,
+            months=asked.months,
+            days=asked.days,
+            speaker=asked.speaker,
+            only=only,
+        )
 
     def recall_near(
-        self, query: list[str], vector: NDArray[np.float32], k: int, scope: str, index: Index
+        self, query: str, vector: NDArray[np.float32], k: int, scope: str, index: Index
     ) -> list[Recalled] | None:
         """Return what `recall` does, with cosines of those memories alone that `index` or the words propose.
 
@@ -128,47 +164,32 @@ class Segment:
         changed, it is far behind, or it proposes too few that `scope` may see.
         """
         near = index.search(vector, max(NEAR, 4 * k)) if self._rising else None
-        behind = range(bisect_right(self._ids, index.highest), len(self._rows))
+        behind = range(bisect_right(self._ids, index.highest), len(self._postings))
         if near is None or len(behind) > NEAR:
             return None
-        fused = np.zeros(len(self._postings), np.float32)
-        self._postings.score(query, fused)
-        cosines = self._cosines({*self._wordy(fused), *behind}, vector)
-        for number, cosine in zip(*(column.tolist() for column in near), strict=True):
-            row = self._row(number)
-            if row is not None and row < len(fused):
-                cosines[row] = cosine
-        allowed = bytes(may_see(scope, told) for told in tuple(self._scopes))
-        seen = sum(1 for row in cosines if (item := self._items[row]) and may_see(scope, item[2]))
-        if seen < k or not cosines:
-            return None
-        mean, deviation = index.spread(vector)
-        rows = np.fromiter(cosines, np.int64, len(cosines))
-        values = np.fromiter(cosines.values(), np.float32, len(cosines))
-        fused[rows] += DENSE_WEIGHT * (values - mean) / max(deviation, 1e-6)
-        return self._recalled(self._rows.recall(None, fused, k, allowed=allowed))
+        proposed = {row for number in near[0].tolist() if (row := self._row(number)) is not None}
+        proposed.update(self._wordy(query), behind)
+        only = np.fromiter(sorted(row for row in proposed if row < len(self._postings)), np.uint32)
+        seen = sum(1 for row in only if (item := self._items[row]) and may_see(scope, item[2]))
+        question = self.question(query, vector, k, scope, only)
+        return None if seen < k or question is None else self.recalled(recall([question])[0])
 
-    def _wordy(self, scores: NDArray[np.float32]) -> list[int]:
+    def _wordy(self, query: str) -> list[int]:
         """Return the rows that fit best by words."""
+        scores = np.zeros(len(self._postings), np.float32)
+        self._postings.score(terms(query[:TERM_CHARACTERS]), scores)
         [matching] = scores.nonzero()
         if len(matching) > NEAR:
             matching = matching[np.argpartition(-scores[matching], NEAR)[:NEAR]]
         found: list[int] = matching.tolist()
         return found
 
-    def _cosines(self, rows: Iterable[int], vector: NDArray[np.float32]) -> dict[int, float]:
-        packed = {row: self._rows.packed(row) for row in rows}
-        if not packed:
-            return {}
-        values = np.frombuffer(b"".join(row for row, _ in packed.values()), np.int8).reshape(len(packed), -1)
-        scales = np.array([scale for _, scale in packed.values()], np.float32)
-        return dict(zip(packed, (values @ vector * scales).tolist(), strict=True))
-
     def _newest(self, k: int, scope: str) -> list[Recalled]:
         visible = [(self._at[row], row) for row, item in enumerate(self._items) if item and may_see(scope, item[2])]
-        return self._recalled((row, 0.0) for _, row in sorted(visible, reverse=True)[:k])
+        return self.recalled((row, 0.0) for _, row in sorted(visible, reverse=True)[:k])
 
-    def _recalled(self, hits: Iterable[tuple[int, float]]) -> list[Recalled]:
+    def recalled(self, hits: Iterable[tuple[int, float]]) -> list[Recalled]:
+        """Return the memories of (row, score)."""
         found = []
         for row, score in hits:
             if item := self._items[row]:  # else deleted while another thread looked for it

@@ -23,7 +23,6 @@ from .item import SURROGATE, Item, as_item
 from .pending import Pending
 from .reembedding import Reembedding
 from .segment import TERM_CHARACTERS, Segment, item_terms
-from .terms import terms
 
 if TYPE_CHECKING:
     import os
@@ -346,12 +345,11 @@ def answer(
     scope: str,
     index: Index | None = None,
 ) -> list[Recalled]:
-    words = terms(query[:TERM_CHARACTERS])
     if index is not None and vector is not None:
-        found = segment.recall_near(words, vector, k, scope, index)
+        found = segment.recall_near(query, vector, k, scope, index)
         if found is not None:
             return found
-    return segment.recall(words, vector, k, scope)
+    return segment.recall(query, vector, k, scope)
 
 
 def built(dimension: int, stored: list[rows.Stored]) -> Segment:

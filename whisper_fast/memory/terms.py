@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import re
 import threading
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from unicodedata import normalize
 
 import Stemmer
 
 from .stopwords import STOP_WORDS
+from .words import NO_WORD, number_of
 
-__all__ = ["Terms", "terms"]
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+__all__ = ["Term", "Terms", "analysed", "terms"]
 
 WORDS_KEPT: Final = 50_000  # stems in the dictionary: about 6 MB, more than the words that people use
 LONGEST: Final = 64  # characters of a word that count
@@ -35,6 +39,10 @@ LANGUAGES: Final = (("\u0370", "\u03ff", "greek"), ("\u0400", "\u04ff", "russian
 """First and last letter of a script, and the stemmer for it; all others are stemmed as English."""
 
 
+Term = tuple[str, int]
+"""A stem, and the number of the word that it was taken from."""
+
+
 class Terms:
     """Turns texts into terms; keeps the stems of the `kept` words last seen first. Calls may come from any thread."""
 
@@ -42,37 +50,42 @@ class Terms:
         self._kept = kept
         self._lock = threading.Lock()
         self._stemmers: dict[str, Stemmer.Stemmer] = {}
-        self._stems: dict[str, str] = {}  # word -> stem, "" for a stop word
-        self._older: dict[str, str] = {}
+        self._stems: dict[str, Term] = {}  # word -> its term, with "" for the stem of a stop word
+        self._older: dict[str, Term] = {}
 
     def __call__(self, text: str) -> list[str]:
         """Return the terms of `text` in their order, with repetitions, without stop words."""
+        return [stem for stem, _ in self.analysed(text)]
+
+    def analysed(self, text: str, without: Collection[str] = ()) -> list[Term]:
+        """Return each term with the number of its word (see `memory.words`); words in `without` are left out."""
         text = text.lower()
         if not text.isascii():
             text = normalize("NFC", LATIN_ACCENT.sub("", normalize("NFKD", text)))
-        found: list[str] = []
+        found: list[Term] = []
         stems = self._stems
         for word in WORD.findall(text):
-            stem = stems.get(word)
-            if stem is None:
+            term = stems.get(word)
+            if term is None:
                 if UNSPACED_RUN.match(word):
-                    found += pairs(word)
+                    found += [(pair, NO_WORD) for pair in pairs(word)]
                     continue
-                stem = self._stem(word)
-            if stem:
-                found.append(stem)
+                term = self._term(word)
+            if term[0] and (not without or bare(word) not in without):
+                found.append(term)
         return found
 
-    def _stem(self, word: str) -> str:
+    def _term(self, word: str) -> Term:
         with self._lock:  # a stemmer works in its own buffer
-            stem = self._older.get(word)
-            if stem is None:
-                stem = self._stemmed(word.replace("\u2019", "'")[:LONGEST])
+            term = self._older.get(word)
+            if term is None:
+                plain = word.replace("\u2019", "'")[:LONGEST]
+                term = self._stemmed(plain), number_of(plain)
             if len(self._stems) >= self._kept // 2:
                 self._older, self._stems = self._stems, {}
             if len(word) <= LONGEST:
-                self._stems[word] = stem
-            return stem
+                self._stems[word] = term
+            return term
 
     def _stemmed(self, word: str) -> str:
         if word in STOP_WORDS:
@@ -84,6 +97,11 @@ class Terms:
         return stem
 
 
+def bare(word: str) -> str:
+    """Return a word without its 's."""
+    return word.replace("\u2019", "'").removesuffix("'s")
+
+
 def pairs(run: str) -> list[str]:
     """Return a run's pairs of neighbouring characters, or its only character."""
     return [run[i : i + 2] for i in range(len(run) - 1)] or [run]
@@ -91,3 +109,6 @@ def pairs(run: str) -> list[str]:
 
 terms: Final = Terms()
 """The one dictionary of this process."""
+
+analysed: Final = terms.analysed
+"""The same with the words' numbers."""

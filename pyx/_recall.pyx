@@ -1,0 +1,208 @@
+"""Recall: which of one user's memories fit a question, in one call.
+
+For a question with unique terms t and the memories i that may be seen, N of them in all, with i+k the k-th visible
+one after i in the same session:
+
+    idf(t)       ln(1 + (N - df + 0.5) / (df + 0.5)), df memories hold t
+    m(t, i)      the best match of t among the terms of i: 1 for the same stem, else max(0, (cosine - 0.3) / 0.7) of
+                 the two words' vectors, which are centred over the language
+    fall(k)      1, 0.6, 0.4, 0.3 for |k| = 0, 1, 2, 3
+
+    coverage(i)  sum of idf(t) max over k of fall(k) m(t, i+k),  divided by the sum of idf
+    session(i)   BM25 (k1 1.2, b 0.5) of the whole session as one text, idf over sessions,  divided by the sum of idf
+    cosine(i)    of the question's vector and the memory's, both less the mean of the user's memories
+    around(i)    sum over k != 0 of fall(k) cosine(i+k)
+    reply(i)     the coverage of i-1 by its own terms, if it ends with a question mark
+    date(i)      1 if the question names the month of i, 3 with its day as well
+    speaker(i)   +1 if the question names one person, who said i; -1 if somebody else did
+    question(i)  1 if i ends with a question mark: what asks tells nothing
+    recency(i)   2 ^ -(age / half life), where a half life is given
+
+    score(i)     the sum of these, each times its weight
+
+The scheme is that of soft coverage over neighbouring turns. The weights are the mean of those that maximise the
+likelihood of LoCoMo's evidence turns (softmax over a conversation's turns), each fitted on all of its conversations
+but one: `benches/fit_recall.py`. recency's is the asker's.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.math cimport isfinite
+from libc.stdint cimport int8_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+
+from lexical cimport wf_postings
+from recall cimport WF_MOST_TERMS, WF_NO_SPEAKER, WF_PARTS, wf_answer_all, wf_ask, wf_words
+from vector cimport (
+    WF_ALIGNMENT,
+    aligned_alloc,
+    wf_hit,
+    wf_path,
+    wf_paths,
+    wf_rows,
+    wf_table_release,
+)
+
+__all__ = ["PARTS", "WEIGHTS", "Question", "Words", "parts", "recall"]
+
+PARTS = ("coverage", "session", "cosine", "around", "reply", "date", "speaker", "question", "recency")
+WEIGHTS = (7.9, 10.4, 2.5, 0.95, 3.0, 3.75, 0.58, -1.03, 0.0)
+
+cdef const wf_path *PATHS
+cdef size_t PATH_COUNT = wf_paths(&PATHS)
+cdef size_t HELD_ROWS = 1000  # asked of fewer rows in all, the GIL is kept: getting it back may take longer
+
+
+@cython.final
+cdef class Words:
+    cdef wf_words table
+
+    def __cinit__(self, const int8_t[:, ::1] rows not None, const float[::1] scale not None, /):
+        cdef size_t d = rows.shape[1], i
+        if rows.shape[0] != scale.shape[0] or not rows.shape[0] or not d:
+            raise ValueError(f"{scale.shape[0]} scales do not fit rows of shape {(rows.shape[0], rows.shape[1])}")
+        self.table.count = rows.shape[0]
+        self.table.stride = (d + WF_ALIGNMENT - 1) & ~(<size_t>WF_ALIGNMENT - 1)
+        self.table.rows = <int8_t *>aligned_alloc(WF_ALIGNMENT, self.table.count * self.table.stride)
+        self.table.scale = <float *>malloc(self.table.count * sizeof(float))
+        if self.table.rows == NULL or self.table.scale == NULL:
+            raise MemoryError
+        memset(self.table.rows, 0, self.table.count * self.table.stride)
+        memcpy(self.table.scale, &scale[0], self.table.count * sizeof(float))
+        for i in range(self.table.count):
+            memcpy(self.table.rows + i * self.table.stride, &rows[i, 0], d)
+
+    def __dealloc__(self):
+        free(self.table.rows)
+        free(self.table.scale)
+
+    def __len__(self):
+        return self.table.count
+
+
+@cython.final
+cdef class Question:
+    cdef object rows, postings  # these keep alive what the pointers point to
+    cdef Words words
+    cdef bytes allowed, rows_asked
+    cdef wf_ask ask
+    cdef float *vectors
+    cdef float weights[9]
+
+    def __cinit__(self, rows not None, postings not None, Words words not None, list terms not None,
+                  list numbers not None, const float[::1] vector, Py_ssize_t k, bytes allowed not None, *,
+                  double since=-float("inf"), double until=float("inf"), unsigned int months=0, unsigned int days=0,
+                  Py_ssize_t speaker=-1, double now=0.0, double half_life=0.0, weights=None,
+                  const unsigned int[::1] only=None):
+        cdef wf_rows *table = <wf_rows *>PyCapsule_GetPointer(rows.kernel, "whisper_fast.rows")
+        if k < 0:
+            raise ValueError(f"k is {k}; it must not be negative")
+        if len(terms) != len(numbers):
+            raise ValueError(f"{len(numbers)} words do not fit {len(terms)} terms")
+        if not half_life >= 0:
+            raise ValueError(f"half_life is {half_life}; it must be at least 0 seconds")
+        self.rows, self.postings, self.words, self.allowed = rows, postings, words, allowed
+        self.ask.postings = <wf_postings *>PyCapsule_GetPointer(postings.kernel, "whisper_fast.postings")
+        self.ask.words = &words.table
+        self.ask.allowed = <const uint8_t *>PyBytes_AS_STRING(allowed)
+        self.ask.scopes = PyBytes_GET_SIZE(allowed)
+        self.ask.since, self.ask.until = since, until
+        self.ask.months, self.ask.days = months, days
+        self.ask.speaker = WF_NO_SPEAKER if speaker < 0 else speaker
+        self.ask.now, self.ask.half_life = now, half_life
+        self.ask.scan = PATHS[0].scan
+        self.ask.weights = self.weights
+        given = WEIGHTS if weights is None else tuple(weights)
+        if len(given) != WF_PARTS:
+            raise ValueError(f"there are {len(given)} weights; there must be {WF_PARTS}")
+        for i, weight in enumerate(given):
+            self.weights[i] = weight
+        if only is not None:
+            self.rows_asked = bytes(only)
+            self.ask.only = <const uint32_t *>PyBytes_AS_STRING(self.rows_asked)
+            self.ask.only_count = only.shape[0]
+        self._take_terms(terms, numbers)
+        self._take_rows(table, vector)
+        self.ask.k = min(<size_t>k, table.count)
+        self.ask.hits = <wf_hit *>malloc((self.ask.k + 1) * sizeof(wf_hit))
+        if self.ask.hits == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        wf_table_release(self.ask.rows.table)
+        free(self.vectors)
+        free(self.ask.hits)
+
+    cdef _take_terms(self, list terms, list numbers):
+        """Keep each term once, the first ones if there are too many."""
+        seen = dict(zip(terms, numbers))
+        for term, number in seen.items():
+            if self.ask.terms == WF_MOST_TERMS:
+                break
+            self.ask.hashes[self.ask.terms] = <uint64_t><Py_hash_t>hash(term)
+            self.ask.numbers[self.ask.terms] = number
+            self.ask.terms += 1
+
+    cdef _take_rows(self, wf_rows *table, const float[::1] vector):
+        """Hold the rows as they are now, and what is compared with them."""
+        cdef size_t d = table.dimension, live = table.count - table.removed, j
+        self.ask.rows = table[0]
+        if table.table != NULL:
+            table.table.references += 1
+        if vector is None or not live:
+            return
+        if vector.shape[0] != <Py_ssize_t>d:
+            raise ValueError(f"the vector has {vector.shape[0]} dimensions; these rows have {d}")
+        self.vectors = <float *>malloc(2 * d * sizeof(float))
+        if self.vectors == NULL:
+            raise MemoryError
+        for j in range(d):
+            if not isfinite(vector[j]):
+                raise ValueError("the query holds a value that is not finite")
+            self.vectors[j] = vector[j]
+            self.vectors[d + j] = <float>(table.sum[j] / live)
+        self.ask.vector, self.ask.mean = self.vectors, self.vectors + d
+
+    cdef list hits(self):
+        if self.ask.found < 0:
+            raise MemoryError
+        return [(self.ask.hits[i].row, self.ask.hits[i].score) for i in range(self.ask.found)]
+
+
+def recall(list questions not None, /, *, Py_ssize_t threads=1):
+    cdef size_t count = len(questions), rows = 0, i
+    cdef wf_ask *asks = <wf_ask *>malloc((count + 1) * sizeof(wf_ask))
+    if asks == NULL:
+        raise MemoryError
+    try:
+        for i in range(count):
+            asks[i] = (<Question?>questions[i]).ask
+            rows += asks[i].rows.count
+        if rows < HELD_ROWS:
+            wf_answer_all(asks, count, 1)
+        else:
+            with nogil:
+                wf_answer_all(asks, count, threads)
+        for i in range(count):
+            (<Question>questions[i]).ask.found = asks[i].found
+    finally:
+        free(asks)
+    return [(<Question>question).hits() for question in questions]
+
+
+def parts(Question question not None, float[:, ::1] out not None, /):
+    if out.shape[0] != WF_PARTS or out.shape[1] != <Py_ssize_t>question.ask.rows.count:
+        raise ValueError(f"out has shape {(out.shape[0], out.shape[1])}; "
+                         f"it must have {(WF_PARTS, question.ask.rows.count)}")
+    if not out.shape[1]:
+        return
+    out[:, :] = 0.0
+    question.ask.parts = &out[0, 0]
+    try:
+        wf_answer_all(&question.ask, 1, 1)
+    finally:
+        question.ask.parts = NULL
+    if question.ask.found < 0:
+        raise MemoryError
