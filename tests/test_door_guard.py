@@ -159,6 +159,13 @@ async def test_probes_tell_life_from_readiness(client, engine):
     assert (await client.fetch("/healthz")).status == 200
 
 
+async def test_strangers_are_not_told_where_the_data_lies(engine):
+    engine.state = {"ready": False, "store": "/home/ada/data/whisper-fast.db: no space is left"}
+    async with opened(engine, api_keys=("plain",)) as client:
+        response = await client.fetch("/readyz")
+        assert (response.status, await response.json()) == (503, {"ready": False, "store": "see the server's log"})
+
+
 async def test_metrics_are_prometheus_text_without_users(client, engine):
     await client.fetch(URL, json=asking(user="secret-name"))
     await client.fetch("/secret-path")

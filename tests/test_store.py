@@ -14,7 +14,6 @@ from whisper_fast.errors import (
     SchemaTooNew,
     StoreCorrupt,
     StoreError,
-    StoreFull,
     StoreLocked,
     StoreReadOnly,
 )
@@ -88,18 +87,6 @@ async def test_a_cancelled_waiter_does_not_undo_its_write(database):
         await task
     await database.write(add("later"))
     assert await database.read(names) == ["kept", "later"]
-
-
-async def test_a_full_disk_is_said_and_survived(database):
-    pages = await database.write(lambda c: c.pragma("page_count"))
-    await database.write(lambda c: c.pragma("max_page_count", pages + 2))
-    with pytest.raises(StoreFull) as full:
-        await database.write(lambda c: c.execute("INSERT INTO memory_counter VALUES (?, 1)", ("x" * 100_000,)))
-    assert full.value.retriable
-    assert await database.read(names) == []
-    await database.write(lambda c: c.pragma("max_page_count", pages + 1000))
-    await database.write(add("again"))
-    assert database.problem is None
 
 
 async def test_a_second_engine_is_told_who_holds_the_folder(database):

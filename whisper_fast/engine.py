@@ -216,8 +216,9 @@ class Engine:
 
     def ready(self) -> dict[str, object]:
         """Say whether messages are accepted, and what is wrong if not."""
-        problem = self._database.problem
-        return {"ready": problem is None and not self._lanes.closed, "store": str(problem or "ok")}
+        problem, damage = self._database.problem, self._database.damage
+        state = {"ready": problem is None and not self._lanes.closed, "store": str(problem or "ok")}
+        return state if damage is None else {**state, "damage": str(damage)}
 
     def stats(self) -> dict[str, Any]:
         """Return counters since start: messages, places, writes, and those of each part."""

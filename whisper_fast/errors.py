@@ -15,6 +15,9 @@
     ├── WorkerDied                          a worker process ended while it had work
     ├── StoreError                          the truth on disk could not be read or written
     │   ├── StoreFull                       no space left
+    │   ├── StoreIOError                    the disk failed to read or write
+    │   ├── StoreMissing                    the data folder was removed or replaced while it was in use
+    │   ├── StoreNoMemory                   SQLite got no memory
     │   ├── StoreReadOnly                   the data folder or file cannot be written
     │   ├── StoreLocked                     another process holds the data folder
     │   ├── StoreCorrupt                    a page or a file is not what was written
@@ -55,7 +58,10 @@ __all__ = [
     "StoreCorrupt",
     "StoreError",
     "StoreFull",
+    "StoreIOError",
     "StoreLocked",
+    "StoreMissing",
+    "StoreNoMemory",
     "StoreReadOnly",
     "WhisperFastError",
     "WorkerDied",
@@ -143,6 +149,27 @@ class StoreFull(StoreError):
 
     retriable = True
     retry_after = 30.0
+
+
+class StoreIOError(StoreError):
+    """The disk failed to read or write; nothing of the failed write counts, the engine tries again by itself."""
+
+    retriable = True
+    retry_after = 5.0
+
+
+class StoreMissing(StoreError):
+    """The data folder or its database was removed or replaced while it was in use."""
+
+    retriable = True
+    retry_after = 30.0
+
+
+class StoreNoMemory(StoreError):
+    """SQLite got no memory for a read or write."""
+
+    retriable = True
+    retry_after = 5.0
 
 
 class StoreReadOnly(StoreError):

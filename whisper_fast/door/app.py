@@ -151,6 +151,10 @@ class Door:
         state = {**self.engine.ready()}
         if not self.keys:  # who may ask without a key sits at this machine
             state["llm"] = self.engine.llm_description
+        else:  # anybody may ask, and the sentences name the data folder
+            state = {
+                key: told if told in (True, False, "ok") else "see the server's log" for key, told in state.items()
+            }
         if self.answers.ended:
             state |= {"ready": False, "stopping": True}
         return as_json(state, 200 if state["ready"] else 503)

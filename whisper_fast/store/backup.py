@@ -7,6 +7,7 @@ SQLite's online backup takes one consistent snapshot without stopping the writer
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import apsw
 
 from ..errors import StoreCorrupt, StoreError, StoreReadOnly
-from .files import DATABASE, FolderLock, connect, private_file, private_folder, translate
+from .files import DATABASE, FolderLock, connect, private_file, private_folder, sync_folder, translate
 from .schema import USER_TABLES, version_of
 
 if TYPE_CHECKING:
@@ -52,8 +53,7 @@ def restore(data_dir: Path, source: Path) -> dict[str, object]:
         try:
             replace(target, backup_file)
         except StoreCorrupt:
-            set_aside(target)
-            replace(target, backup_file)
+            replace_damaged(target, backup_file)
     return {"path": str(target), "bytes": source.stat().st_size, "rows": rows}
 
 
@@ -76,6 +76,25 @@ def replace(target: Path, backup_file: apsw.Connection) -> None:
             raise StoreError(f"{target} is damaged after the restore: {found:.200}; is the disk sound?")
 
 
+def replace_damaged(target: Path, backup_file: apsw.Connection) -> None:
+    """Put a backup in the place of a damaged database, which is kept as it is; in place, for an engine may run on it.
+
+    Where its first page is damaged too it must be another file, and no engine may run: raises StoreLocked.
+    """
+    folder = target.parent / "backups" / f"damaged-{stamp()}"
+    private_folder(folder)
+    for damaged in files_of(target):
+        shutil.copy2(damaged, folder / damaged.name)
+    try:
+        with closing(connect(target)) as live:
+            copy(backup_file, live)
+            if (found := live.pragma("integrity_check")) != "ok":
+                raise StoreCorrupt(f"{target} is still damaged: {found:.200}")
+    except StoreCorrupt:
+        remove(target)
+        replace(target, backup_file)
+
+
 def readable_version(connection: apsw.Connection) -> int:
     try:
         return version_of(connection)
@@ -87,18 +106,20 @@ def newest_turn(connection: apsw.Connection) -> int:
     return connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'journal'").get or 0
 
 
-def set_aside(target: Path) -> None:
-    """Move a damaged database to `backups/`, with the files beside it. Raises StoreLocked if an engine holds it."""
+def remove(target: Path) -> None:
+    """Delete a damaged database that was kept elsewhere. Raises StoreLocked if an engine holds it."""
     lock = FolderLock(target)
-    folder = target.parent / "backups" / f"damaged-{stamp()}"
     try:
-        private_folder(folder)
-        for suffix in ("", "-wal", "-shm"):
-            damaged = target.with_name(target.name + suffix)
-            if damaged.exists():
-                damaged.rename(folder / damaged.name)
+        for damaged in files_of(target):
+            damaged.unlink()
     finally:
         lock.release()
+
+
+def files_of(database: Path) -> list[Path]:
+    """Return the database and the files beside it that are there."""
+    names = (database.with_name(database.name + suffix) for suffix in ("", "-wal", "-shm"))
+    return [path for path in names if path.exists()]
 
 
 def snapshot(connection: apsw.Connection, target: Path) -> dict[str, object]:
@@ -165,11 +186,7 @@ def settle(draft: Path, target: Path) -> int:
             os.fsync(file.fileno())
         size = draft.stat().st_size
         draft.replace(target)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(target.parent)
     except OSError as error:
         raise StoreReadOnly(f"{target} cannot be written: {error.strerror}") from None
     return size
