@@ -51,7 +51,8 @@ class Line:
 class AdaptiveLimit:
     """The number of calls that a server works on without queueing them, found from outside.
 
-    A window is `max(value, 20)` answers to calls that began after the limit moved last. A call's excess is its
+    A window is `max(value, 20)` answers to calls that began after the limit moved last and ended among at least half
+    of `value`. A call's excess is its
     seconds beyond those that its work takes on the unloaded server, along a line with the slope that the windows
     themselves show (so that long answers are no sign of load): whole answers by their tokens, first tokens of
     streams by the prompt's size. By Little's law the server then queues
@@ -65,24 +66,25 @@ class AdaptiveLimit:
         queue > max(1.5, 6 % value) + 2 answers/second * se cut to value - queue + max(0.5, 3 % value)
 
     and in between it stays. Every cut is an experiment. If the queue was ours, the excess falls by
-    (value - cut) / (answers/second). When it falls by less than half of that, the server is slower for another
-    reason: its present latency becomes the baseline and the limit returns. So neither a slow server nor others'
-    load makes the limit collapse. A baseline that was itself measured under overload does not make it grow: every 24
-    windows a cut to 90 % is tried although nothing called for it, and where a cut brings the latency below the
-    baseline, or none is known yet, cuts to 75 % follow until one does not help.
+    (value - cut) / (answers/second). When it falls by less than half of that (a third, while no baseline is known),
+    the server is slower for another reason: its present latency becomes the baseline and the limit returns. So
+    neither a slow server nor others' load makes the limit collapse. A baseline that was itself measured under
+    overload does not make it grow: every 24 windows a cut to 90 % is tried although nothing called for it, and where
+    a cut brings the latency below the baseline, or none is known yet, cuts to 75 % follow until one does not help.
 
     states   steady     as above
              measuring  one more window from now on before a cut, since the last one may have been half and half
              cut        waits for the window that tells whether the cut helped
-    events   refused    429, or 5xx: value = 0.9 * calls in flight, or what it was before it grew to that, once for
-                        the calls of one limit; that number is not tried again for 16 windows
+    events   refused    429, 503 or 529: value = 0.9 * calls in flight, or what it was before it grew to that, once
+                        for the calls of one limit; that number is not tried again for 16 windows
              late       a window with more than 10 % of answers that ran out of time is cut to 75 % and never grows
 
     Faults of its models that are avoided: Gradient's long average that takes overload for normal and grows on
     timeouts; Vegas' minimum that never forgets; growth while the limit is not even reached.
 
-    It is pure: times are seconds of the caller's clock. `why` says what moved it last. Told not to `follow`, it
-    stands at `start`.
+    The floor is a tenth of `start` and at least 2 (unless `start` is 1), so that one call that hangs never has the
+    only slot. It is pure: times are seconds of the caller's clock. `why` says what moved it last. Told not to
+    `follow`, it stands at `start`.
     """
 
     __slots__ = (
@@ -113,7 +115,7 @@ class AdaptiveLimit:
 
     def __init__(self, start: int, *, floor: int | None = None, most: int = 10_000) -> None:
         self.start = start
-        self.floor = max(1, start // 10) if floor is None else floor
+        self.floor = max(min(start, 2), start // 10) if floor is None else floor
         self.most = max(most, start)
         self.adaptive = True  # whether it follows the server
         self._begin()
