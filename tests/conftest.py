@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -62,7 +63,13 @@ def shared_memory():
         return set()
     maps = Path("/proc/self/maps").read_text()
     names = {path.name for path in Path("/dev/shm").iterdir()}
-    return {name for name in names if name.startswith("whisper") or f"/dev/shm/{name}" in maps}
+    return {name for name in names if is_ours(name) or f"/dev/shm/{name}" in maps}
+
+
+def is_ours(name):
+    """Whether a name holds the number of this process, or of one that has died since."""
+    owner = re.match(r"whisper-fast-(\d+)-", name)
+    return owner is not None and (int(owner[1]) == os.getpid() or not psutil.pid_exists(int(owner[1])))
 
 
 @pytest.fixture(autouse=True)

@@ -275,5 +275,6 @@ class FaultyFile(apsw.VFSFile):
 def memory_folder() -> Iterator[Path]:
     """Give an empty folder in memory, in the usual place where this machine has none; remove it at the end."""
     shared = Path("/dev/shm")  # noqa: S108 - a fresh folder of our own in it
-    with tempfile.TemporaryDirectory(prefix="whisper-fast-", dir=shared if shared.is_dir() else None) as folder:
+    name = f"whisper-fast-{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=name, dir=shared if shared.is_dir() else None) as folder:
         yield Path(folder)
