@@ -10,12 +10,13 @@ KERNELS = $(patsubst whisper_fast/%.pyi,whisper_fast.%,$(wildcard whisper_fast/_
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test soak bench lint format clean
+.PHONY: help run test soak sanitize bench lint format clean
 
 help:
 	@echo 'make run     build, install into $(VENV) and start the server on http://127.0.0.1:8765'
 	@echo 'make test    the same with the test dependencies, then the whole suite (ARGS="-k demo" narrows it)'
 	@echo 'make soak    the tests that take minutes (ARGS="-k kills" narrows them)'
+	@echo 'make sanitize the tests of the kernels under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make bench   the benchmarks (ARGS="bench_import.py" narrows them)'
 	@echo 'make lint    ruff, mypy --strict, cython-lint, stubtest'
 	@echo 'make format  let ruff format and fix what it can'
@@ -31,6 +32,17 @@ test: $(VENV)/installed $(VENV)/with-test $(VENV)/with-hnsw
 
 soak: $(VENV)/installed $(VENV)/with-test
 	@cd tests && ../$(BIN)/python -P -m pytest --soak -m soak $(ARGS)
+
+# The kernels once more with AddressSanitizer and UndefinedBehaviorSanitizer (gcc), and their tests on that build. Both
+# need to be there before Python is; leaks are not asked for, because the interpreter itself never frees all it has.
+KERNEL_TESTS := test_batcher.py test_cache.py test_cache_load.py test_eager.py test_embedder.py test_fair.py \
+	test_lexical.py test_segments.py test_vector.py
+sanitize: $(VENV)/installed $(VENV)/with-test
+	@CFLAGS='-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer' \
+		$(BIN)/python setup.py -q build --build-lib build/sanitized/lib --build-temp build/sanitized/objects
+	@cd tests && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+		PYTHONPATH=../build/sanitized/lib PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
+		UBSAN_OPTIONS=print_stacktrace=1 ../$(BIN)/python -P -m pytest -p no:cacheprovider $(or $(ARGS),$(KERNEL_TESTS))
 
 bench: $(VENV)/installed $(VENV)/with-test
 	@cd benches && ../$(BIN)/python -P -m pytest --benchmark-enable -o python_files='bench_*.py' $(or $(ARGS),.)

@@ -18,14 +18,14 @@ TOS 2017), its sketch replaced by 4 bits in each entry and ghost. A window of th
 `clock`, is S3-FIFO (Yang et al., SOSP 2023). None is good everywhere: a loop wants LIRS, a drifting working set LRU,
 a few popular entries among many both rules, the web S3-FIFO. So six arms, each a window's share and a choice of rules
 (src/cache_shadow.c), run in shadows that hold no values, on every key whose mixed hash has enough zero bits: a shadow
-of at most 512 entries sees the traffic of the whole (Waldspurger et al., FAST 2015). Each half round of a shadow:
+of at most 512 entries sees the traffic of the whole (Waldspurger et al., FAST 2015). Each quarter round of a shadow:
 
-    score(arm) = 0.95 * score(arm) + its hits in this half round; seen likewise, of the accesses
-    the cache follows the best arm if it leads by more than 0.005 * (seen + 4 half rounds, 12 for a sample)
-    an arm that leads by more than 0.15 where 0.75 stands for 0.95 begins a new time: the older scores are forgotten
+    score(arm) = 0.975 * score(arm) + its hits in this quarter round; seen likewise, of the accesses
+    the cache follows the best arm if it leads by more than 0.005 * (seen + 2 rounds, 6 for a sample)
+    an arm that leads by more than 0.2 where 0.7 stands for 0.975 begins a new time: the older scores are forgotten
 
 The long memory tells arms apart that differ little, where following noise costs more than it brings; the short one
-sees in two or three rounds that the traffic is of another kind. To follow another arm changes two numbers; entries
+sees in one or two rounds that the traffic is of another kind. To follow another arm changes two numbers; entries
 move between the queues as accesses come, none is evicted for it.
 
 Python code (a key's `__eq__`, the weigher, the clock, `on_evict`, a value's `__del__`) runs only while the structure
@@ -36,7 +36,7 @@ state stands. A search whose comparison changed the table starts again.
 cimport cython
 from cpython.object cimport Py_EQ, PyObject_RichCompareBool
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
-from libc.math cimport INFINITY, isfinite
+from libc.math cimport INFINITY, isfinite, log
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -97,7 +97,9 @@ cdef class Table:
     """A bounded map; see `whisper_fast.cache.Cache`, which is its public face (and the reason it is not final)."""
 
     cdef wf_cache table
-    cdef double lifetime
+    cdef double lifetime, ahead
+    cdef uint64_t dice  # of xorshift; never 0
+    cdef public double _took  # seconds of a load, lately
     cdef bint pairwise
     cdef object weigher, on_evict, clock
     cdef readonly dict _loading  # key -> who is loading it now; a change of the key takes the right to store away
@@ -110,7 +112,7 @@ cdef class Table:
         if wf_cache_begin(&self.table) < 0:
             raise MemoryError()
 
-    def __init__(self, max_weight, *, weigher=None, pairwise=False, ttl=None, on_evict=None, clock=None):
+    def __init__(self, max_weight, *, weigher=None, pairwise=False, ttl=None, on_evict=None, clock=None, ahead=0.0):
         if self.table.count:
             raise ValueError("a cache that holds entries cannot be set up again")
         for name, given in (("weigher", weigher), ("on_evict", on_evict), ("clock", clock)):
@@ -118,6 +120,8 @@ cdef class Table:
                 raise TypeError(f"{name} is {type(given).__name__}; it must be callable or None")
         self.table.max_weight = bounded(max_weight)
         self.lifetime = INFINITY if ttl is None else checked(ttl, "ttl")
+        self.ahead = checked(ahead, "refresh_ahead")
+        self.dice = 0x9E3779B97F4A7C15 ^ <uint64_t><size_t><void *>self
         self.weigher, self.on_evict, self.clock, self.pairwise = weigher, on_evict, clock, pairwise
 
     def __dealloc__(self):
@@ -190,6 +194,8 @@ cdef class Table:
         wf_cache_touch(&self.table, slot)
         held = Held.__new__(Held)
         held.value = <object>self.table.entries[slot].value
+        if self.ahead > 0.0 and self._due(self.table.entries[slot].expires):
+            self._refresh(key, loader)
         return held
 
     def _peek(self, key, default):
@@ -334,6 +340,16 @@ cdef class Table:
                     at = 0
         kind = type(key).__name__
         raise RuntimeError(f"comparing {kind} keys changes the cache each time; it cannot be searched")
+
+    @cython.final
+    cdef bint _due(self, double expires) except -1:
+        """Return whether to load again already: now + took * ahead * -ln(u) >= expires, with u uniform in (0, 1]."""
+        if expires == INFINITY or self._took <= 0.0:
+            return False
+        self.dice ^= self.dice << 13
+        self.dice ^= self.dice >> 7
+        self.dice ^= self.dice << 17
+        return self._now() - self._took * self.ahead * log(<double>((self.dice >> 11) + 1) * 2.0**-53) >= expires
 
     @cython.final
     cdef double _now(self) except? -1:

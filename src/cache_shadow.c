@@ -6,12 +6,13 @@
 #define NONE (-1)
 #define GHOSTS 2       /* for each entry of a shadow: others remembered */
 #define LIFETIMES 10   /* uses count half after so many accesses for each entry of a shadow */
-#define DECAY 0.95     /* of the scores from one judgement to the next */
+#define PARTS 4        /* judgements in a round */
+#define DECAY 0.975    /* of the scores from one judgement to the next */
 #define MARGIN 0.005   /* of the accesses that a score covers: a lead below it is noise */
-#define FAST_DECAY 0.75/* as DECAY, for what happened lately */
-#define LEAST 4        /* half rounds taken for seen from the start, so that the first do not mislead */
-#define LEAST_SAMPLED 12 /* the same where only a sample of the keys is seen */
-#define CHANGE 0.15    /* of the accesses of late: a lead above it is another time */
+#define FAST_DECAY 0.7 /* as DECAY, for what happened lately */
+#define LEAST 8        /* judgements taken for seen from the start, so that the first do not mislead */
+#define LEAST_SAMPLED 24 /* the same where only a sample of the keys is seen */
+#define CHANGE 0.2     /* of the accesses of late: a lead above it is another time */
 
 const wf_arm WF_ARM[WF_ARMS] = {
     {0.01, 1, 0, 0}, {0.05, 1, 1, 0}, {0.2, 1, 1, 0}, {0.2, 0, 0, 1}, {1.0, 0, 0, 0}, {0.05, 0, 1, 0},
@@ -286,7 +287,7 @@ wf_shadow *wf_shadow_new(int32_t capacity, int arm, int sampled)
         return NULL;
     s->capacity = capacity;
     s->most = (WF_ARMS + GHOSTS) * capacity + 2;
-    s->period = s->left = capacity > 64 ? capacity / 2 : 32;
+    s->period = s->left = capacity > 32 * PARTS ? capacity / PARTS : 32;
     s->arm = arm;
     s->least = sampled ? LEAST_SAMPLED : LEAST;
     s->free = NONE;

@@ -253,7 +253,8 @@ def test_resize_without_a_loop_is_done_when_it_returns():
     assert cache.max_weight == 100
 
 
-async def test_a_hundred_thousand_loads_of_one_key():
+@pytest.mark.parametrize("many", [2_000, pytest.param(100_000, marks=pytest.mark.soak)])
+async def test_very_many_loads_of_one_key(many):
     calls = []
 
     async def loader(key):
@@ -264,3 +265,80 @@ async def test_a_hundred_thousand_loads_of_one_key():
     cache = Cache(10)
     assert set(await asyncio.gather(*(cache.get_or_load("k", loader) for _ in range(100_000)))) == {"k"}
     assert calls == ["k"]
+
+
+async def refreshing(loader, **options):
+    """Return a cache whose only entry is about to expire, and the hand of its clock."""
+    hand = [0.0]
+    cache = Cache(10, ttl=10, clock=lambda: hand[0], refresh_ahead=1e9, **options)
+    await cache.get_or_load("k", loader)
+    await cache.get_or_load("k", loader)  # took is known now; 1e9 makes the coin fall on one side
+    return cache, hand
+
+
+async def test_refresh_ahead_serves_what_is_held_and_loads_once():
+    calls, release = [], asyncio.Event()
+
+    async def loader():
+        calls.append(1)
+        if len(calls) > 1:
+            await release.wait()
+        return len(calls)
+
+    cache, hand = await refreshing(loader)
+    assert [await cache.get_or_load("k", loader) for _ in range(20)] == [1] * 20
+    await asyncio.sleep(0)
+    assert len(calls) == 2
+    hand[0] = 11.0  # it expires while the load is under way: who comes now joins it
+    waiter = asyncio.create_task(cache.get_or_load("k", loader))
+    await asyncio.sleep(0)
+    release.set()
+    assert await waiter == 2
+    assert not cache._refreshes
+    assert cache.get("k") == 2
+
+
+async def test_a_refresh_that_fails_leaves_what_is_held():
+    calls = []
+
+    async def loader():
+        calls.append(1)
+        if len(calls) > 1:
+            raise OSError
+        return 1
+
+    cache, _ = await refreshing(loader)
+    await asyncio.sleep(0)
+    assert cache.get("k") == 1
+    assert cache.stats().load_failures == 1
+    assert not cache._refreshes
+    assert not cache._loading
+
+
+async def test_close_ends_refreshes_and_a_put_wins_over_one():
+    calls = []
+
+    async def loader():
+        calls.append(1)
+        if len(calls) > 1:
+            await asyncio.Event().wait()
+        return 1
+
+    cache, _ = await refreshing(loader)
+    await asyncio.sleep(0)
+    cache.put("k", "new")
+    await cache.close()
+    assert cache.get("k") == "new"
+    assert not cache._refreshes
+
+
+async def test_without_refresh_ahead_nothing_is_loaded_before_it_expires():
+    hand = [0.0]
+    cache = Cache(10, ttl=10, clock=lambda: hand[0])
+    await cache.get_or_load("k", lambda: 1)
+    hand[0] = 9.99
+    assert await cache.get_or_load("k", lambda: 2) == 1
+    hand[0] = 10.0
+    assert await cache.get_or_load("k", lambda: 2) == 2
+    with pytest.raises(ValueError, match="refresh_ahead"):
+        Cache(10, refresh_ahead=-1)

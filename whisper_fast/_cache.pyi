@@ -18,6 +18,7 @@ class Table(Generic[_K, _V]):
     refused: int
     removals: int
     _loading: dict[Any, Any]
+    _took: float
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Table[_K, _V]: ...
     def __init__(
@@ -29,6 +30,7 @@ class Table(Generic[_K, _V]):
         ttl: float | None = None,
         on_evict: Callable[[_K, _V], object] | None = None,
         clock: Callable[[], float] | None = None,
+        ahead: float = 0.0,
     ) -> None: ...
     def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
     def __contains__(self, key: object, /) -> bool: ...
