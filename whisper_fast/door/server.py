@@ -152,13 +152,20 @@ def address_of(sock: socket.socket) -> str:
 
 @contextmanager
 def stopped_by_signals(stop: asyncio.Event, hurry: asyncio.Event) -> Iterator[None]:
-    """Set `stop` at the first SIGTERM or SIGINT, `hurry` at the second; the third ends the process."""
+    """Set `stop` at the first SIGTERM or SIGINT, `hurry` at the second; the third ends the process.
+
+    A process that was told to stop and has done so ends with 0: a SIGTERM that comes while it leaves is ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     loop = asyncio.get_running_loop()
 
+    told = False
+
     def signalled() -> None:
+        nonlocal told
+        told = True
         if not stop.is_set():
             log.info("stopping; answers under way are finished first")
             stop.set()
@@ -177,4 +184,4 @@ def stopped_by_signals(stop: asyncio.Event, hurry: asyncio.Event) -> Iterator[No
     finally:
         for number, handler in before.items():
             loop.remove_signal_handler(number)
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if told and number == signal.SIGTERM else handler)
