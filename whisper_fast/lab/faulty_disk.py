@@ -62,6 +62,7 @@ class Fault:
     after: int
     times: int | None
     code: int
+    fatal: bool
 
     def strikes(self, method: str, file: str) -> bool:
         if self.method not in (None, method) or not file.endswith(self.suffix) or self.times == 0:
@@ -113,14 +114,16 @@ class FaultyDisk:
         code: int | None = None,
         times: int | None = 1,
         suffix: str = "",
+        fatal: bool = False,
     ) -> None:
         """Let the `nth` call of `method` (None: of any) from now fail, and those after it, `times` in all.
 
         `suffix` narrows it to files that end so (`.db`, `-wal`); `code` is SQLite's, the fitting one by default.
+        After a `fatal` one every call fails: the process dies with it.
         """
         usual = apsw.SQLITE_IOERR if method is None else METHODS[method]
         with self._lock:
-            self._faults.append(Fault(method, suffix, nth, times, usual if code is None else code))
+            self._faults.append(Fault(method, suffix, nth, times, usual if code is None else code, fatal))
 
     def heal(self) -> None:
         """Take back every fault; a power cut stays one until `power_on`."""
@@ -137,6 +140,17 @@ class FaultyDisk:
     def dead(self) -> bool:
         """Whether the power is gone."""
         return self._dead
+
+    def restart(self) -> None:
+        """Undo a cut as if it had been the death of the process alone: nothing is lost, and nothing more is certain.
+
+        Every connection must have been closed.
+        """
+        with self._lock:
+            for name in self._platter.names:
+                Path(name + "-shm").unlink(missing_ok=True)
+            self._faults.clear()
+            self._dead, self._cut_at = False, None
 
     def power_on(self) -> None:
         """Put what survived into the files; every connection must have been closed."""
@@ -168,13 +182,14 @@ class FaultyDisk:
             self.calls[method] += 1
             if self._cut_at is not None and self.calls.total() >= self._cut_at:
                 self._dead = True
-            codes = [fault.code for fault in self._faults if fault.strikes(method, file)]
-        if self._dead:
-            raise apsw.exception_for(apsw.SQLITE_IOERR)
-        if codes:
+            if self._dead:
+                raise apsw.exception_for(apsw.SQLITE_IOERR)
+            struck = [fault for fault in self._faults if fault.strikes(method, file)]
+            self._dead = any(fault.fatal for fault in struck)
+        if struck:
             if method == "xSync":
                 self.happened(Event("failed sync", file))
-            raise apsw.exception_for(codes[0])
+            raise apsw.exception_for(struck[0].code)
 
 
 class FaultyVFS(apsw.VFS):
