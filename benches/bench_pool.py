@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import AsyncExitStack
 from statistics import median, quantiles
 from time import perf_counter, perf_counter_ns
 
@@ -22,12 +23,21 @@ from measured import MESSAGES, Instant, compared, reported, run
 from whisper_fast.breaker import Breaker
 from whisper_fast.limits import AdaptiveLimit
 from whisper_fast.llm import Endpoint, LLMPool, OpenAIProvider
+from whisper_fast.llm.latency import Latency
 
 CALLS = 500
 
 
 def off():
     return False
+
+
+class Slow(Latency):
+    """Makes the pool think that calls take a minute, so that it watches each for a hedge."""
+
+    def observe(self, seconds):
+        super().observe(seconds)
+        self.high = 60.0
 
 
 def plain(*sources, **options):
@@ -38,16 +48,18 @@ def test_pool_over_its_provider(benchmark):
     instant = Instant()
 
     async def measure():
-        async with (
-            LLMPool([instant]) as full,
-            plain(instant) as bare,
-            LLMPool([instant], max_concurrent=2, adaptive=off) as busy,
-        ):
+        async with AsyncExitStack() as stack:
+            full = await stack.enter_async_context(LLMPool([instant]))
+            bare = await stack.enter_async_context(plain(instant))
+            busy = await stack.enter_async_context(plain(instant, max_concurrent=2))
+            watching = await stack.enter_async_context(LLMPool([instant]))
+            watching._upstreams[0].whole = Slow(0.93)
             holders = [asyncio.create_task(hold(busy))]
             await asyncio.sleep(0)
             peers = {
                 "provider": lambda: instant.chat(MESSAGES),
                 "pool, all on": lambda: full.chat(MESSAGES, user="u"),
+                "pool, all on, watched for a hedge": lambda: watching.chat(MESSAGES, user="u"),
                 "pool, all off": lambda: bare.chat(MESSAGES, user="u"),
                 "pool, all off, half full": lambda: busy.chat(MESSAGES, user="u"),
             }

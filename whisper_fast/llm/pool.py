@@ -23,7 +23,7 @@ from .alarm import Alarm
 from .budget import Budget
 from .call import Call, Overtaken
 from .flight import Flights, deterministic, identity
-from .hedge import BURST, SHARE, Hedge, Hedges
+from .hedge import BURST, SHARE, SOONEST, Hedge, Hedges
 from .reading import Reading
 from .route import ORDERS, Order, Route, ordered
 from .upstream import Upstream, Visit
@@ -153,7 +153,7 @@ class LLMPool:
                 upstream = route.upstreams[route.at]
                 visit = upstream.take(user, priority, self._clock()) or await self._admit(route, user, priority)
                 call.arm(visit.begun)
-                if (whole := visit.upstream.whole).high < inf and self._hedging():
+                if SOONEST < (whole := visit.upstream.whole).high < inf and self._hedging():
                     self._hedges.watch(whole, visit, self._hedge_chat, (call, route, messages, params))
                 try:
                     with call:
@@ -228,7 +228,7 @@ class LLMPool:
     ) -> tuple[Reading, Sequence[Delta]]:
         """Return the first pieces and where to read on: of the attempt, or of its hedge where that was first."""
         visit = reading.visit
-        if (first := visit.upstream.first).high < inf and self._hedging():
+        if SOONEST < (first := visit.upstream.first).high < inf and self._hedging():
             self._hedges.watch(first, visit, self._hedge_stream, (call, route, messages, params))
         try:
             with call:

@@ -40,7 +40,7 @@ class Visit:
     """One attempt at an endpoint. It holds a slot until it was `answered`, `failed` or has `left`."""
 
     first = 0.0  # seconds until the first piece of a stream
-    pending = True  # there is no answer yet, nor a first piece
+    watch: tuple[Callable[..., None], tuple[Any, ...]] | None = None  # how to hedge it, while there is no answer
     hedge: Hedge[Any] | None = None
 
     def __init__(
@@ -56,7 +56,7 @@ class Visit:
 
     def began(self, now: float) -> None:
         """Count the first piece of a stream."""
-        self.pending = False
+        self.watch = None
         self.first = now - self.begun
         self.upstream.first.observe(self.first)
 
@@ -66,12 +66,12 @@ class Visit:
 
     def failed(self, error: WhisperFastError) -> None:
         """Count a failure and give the slot back."""
-        self.pending = False
+        self.watch = None
         self.upstream.failed(self, error)
 
     def left(self) -> None:
         """Give the slot back; the call went away, which says nothing about the endpoint."""
-        self.pending = False
+        self.watch = None
         self.upstream.left(self)
 
 
@@ -164,7 +164,7 @@ class Upstream:
 
     def answered(self, visit: Visit, usage: Usage | None) -> None:
         """Count what a visit's answer tells about latency, tokens and health."""
-        visit.pending = False
+        visit.watch = None
         now = self._clock()
         sent, received = (usage.prompt_tokens, usage.completion_tokens) if usage is not None else (0, 0)
         tokens, in_flight = sent + received, self.slots.in_flight
