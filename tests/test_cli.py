@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from whisper_fast.cli.app import app
 from whisper_fast.doctor import limits
 
-COMMANDS = ("serve", "chat", "demo", "load", "doctor", "export", "forget", "backup", "restore", "journal")
+COMMANDS = ("serve", "chat", "demo", "load", "prove", "doctor", "export", "forget", "backup", "restore", "journal")
 PROGRAM = [sys.executable, "-P", "-m", "whisper_fast"]
 
 

@@ -61,6 +61,11 @@ class Place:
         self.work, self.name, self._slot = work, name, slot
         self._lanes._advance(self.user)
 
+    @property
+    def left(self) -> bool:
+        """Whether it is given back; the engine does so itself when it stops."""
+        return self._left
+
     def hold(self, size: int) -> None:
         """Take room for `size` bytes. Raises Overloaded; the place is then to be left."""
         self._lanes._hold(self, size)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .errors import Busy, Closed, InvalidMessage, LLMRejected, StoreError, WhisperFastError
+from .errors import Busy, Closed, InvalidMessage, LLMError, LLMRejected, StoreError, WhisperFastError
 from .journal import Entry, encoded
 from .message import Message, Turn
 from .prompt import compose
@@ -128,6 +128,10 @@ class Turns:
             place.leave()
             return known
         self.counts["accepted"] += not entry.known
+        if place.left:  # the engine has stopped while the message was on its way to the disk
+            ticket = Ticket(message.id)
+            ticket.fail(stopped())
+            return ticket
         self.recovery.forget(entry)
         ticket = self._in_flight[key(message)] = Ticket(message.id)
         if streamed:
@@ -250,7 +254,9 @@ class Turns:
         self.counts["failed"] += 1
         ours = isinstance(error, WhisperFastError)
         name = around.first.message.id
-        log.error("message %s: %s: %s", name, type(error).__name__, error, exc_info=None if ours else error)
+        quoting = isinstance(error, LLMError)  # a server may quote the user's words
+        why = f"status {error.status}" if quoting else error  # type: ignore[attr-defined]
+        log.error("message %s: %s: %s", name, type(error).__name__, why, exc_info=None if ours else error)
         around.fail(error)
         if isinstance(error, InvalidMessage | LLMRejected):
             with suppress(StoreError):  # it is tried again after the next start, and ends as it ended now

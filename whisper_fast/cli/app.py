@@ -11,7 +11,7 @@ from collections.abc import Callable
 import typer
 
 from ..errors import InvalidMessage, SettingsError, WhisperFastError
-from . import data, measure, talk, undone
+from . import data, measure, prove, talk, undone
 from .terminal import fail
 
 __all__ = ["app", "main"]
@@ -40,6 +40,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
 )
 for command in COMMANDS:
     app.command()(command)
+app.add_typer(prove.app)
 
 
 def main() -> None:
