@@ -10,7 +10,8 @@ one after i in the same session:
 
     coverage(i)  sum of idf(t) max over k of fall(k) m(t, i+k),  divided by the sum of idf
     session(i)   BM25 (k1 1.2, b 0.5) of the whole session as one text, idf over sessions,  divided by the sum of idf
-    cosine(i)    of the question's vector and the memory's, both less the mean of the user's memories
+    cosine(i)    of the question's vector and the memory's, both less the mean of the user's memories; 0 where one of
+                 them is not 0.1 away from it
     around(i)    sum over k != 0 of fall(k) cosine(i+k)
     reply(i)     the coverage of i-1 by its own terms, if it ends with a question mark
     date(i)      1 if the question names the month of i, 3 with its day as well
@@ -34,7 +35,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from lexical cimport wf_postings
-from recall cimport WF_MOST_TERMS, WF_NO_SPEAKER, WF_PARTS, wf_answer_all, wf_ask, wf_words
+from recall cimport WF_MOST_TERMS, WF_NO_SPEAKER, WF_PARTS, wf_answer, wf_answer_all, wf_ask, wf_words
 from vector cimport (
     WF_ALIGNMENT,
     aligned_alloc,
@@ -42,8 +43,12 @@ from vector cimport (
     wf_path,
     wf_paths,
     wf_rows,
+    wf_scan,
     wf_table_release,
 )
+
+from ._lexical import Postings
+from ._vector import Rows
 
 __all__ = ["PARTS", "WEIGHTS", "Question", "Words", "parts", "recall"]
 
@@ -53,6 +58,15 @@ WEIGHTS = (7.9, 10.4, 2.5, 0.95, 3.0, 3.75, 0.58, -1.03, 0.0)
 cdef const wf_path *PATHS
 cdef size_t PATH_COUNT = wf_paths(&PATHS)
 cdef size_t HELD_ROWS = 1000  # asked of fewer rows in all, the GIL is kept: getting it back may take longer
+
+
+cdef wf_scan scan_of(str path) except NULL:
+    if path is None:
+        return PATHS[0].scan
+    for i in range(PATH_COUNT):
+        if PATHS[i].name.decode() == path:
+            return PATHS[i].scan
+    raise ValueError(f"path is {path!r}; this machine does not run it")
 
 
 @cython.final
@@ -95,7 +109,9 @@ cdef class Question:
                   list numbers not None, const float[::1] vector, Py_ssize_t k, bytes allowed not None, *,
                   double since=-float("inf"), double until=float("inf"), unsigned int months=0, unsigned int days=0,
                   Py_ssize_t speaker=-1, double now=0.0, double half_life=0.0, weights=None,
-                  const unsigned int[::1] only=None):
+                  const unsigned int[::1] only=None, str path=None):
+        if not isinstance(rows, Rows) or not isinstance(postings, Postings):
+            raise TypeError(f"{type(rows).__name__} and {type(postings).__name__} are not Rows and Postings")
         cdef wf_rows *table = <wf_rows *>PyCapsule_GetPointer(rows.kernel, "whisper_fast.rows")
         if k < 0:
             raise ValueError(f"k is {k}; it must not be negative")
@@ -103,6 +119,8 @@ cdef class Question:
             raise ValueError(f"{len(numbers)} words do not fit {len(terms)} terms")
         if not half_life >= 0:
             raise ValueError(f"half_life is {half_life}; it must be at least 0 seconds")
+        if not isfinite(now):
+            raise ValueError(f"now is {now}; it must be a time")
         self.rows, self.postings, self.words, self.allowed = rows, postings, words, allowed
         self.ask.postings = <wf_postings *>PyCapsule_GetPointer(postings.kernel, "whisper_fast.postings")
         self.ask.words = &words.table
@@ -112,28 +130,28 @@ cdef class Question:
         self.ask.months, self.ask.days = months, days
         self.ask.speaker = WF_NO_SPEAKER if speaker < 0 else speaker
         self.ask.now, self.ask.half_life = now, half_life
-        self.ask.scan = PATHS[0].scan
-        self.ask.weights = self.weights
-        given = WEIGHTS if weights is None else tuple(weights)
-        if len(given) != WF_PARTS:
-            raise ValueError(f"there are {len(given)} weights; there must be {WF_PARTS}")
-        for i, weight in enumerate(given):
-            self.weights[i] = weight
+        self.ask.scan = scan_of(path)
+        self._take_weights(WEIGHTS if weights is None else tuple(weights))
         if only is not None:
             self.rows_asked = bytes(only)
             self.ask.only = <const uint32_t *>PyBytes_AS_STRING(self.rows_asked)
             self.ask.only_count = only.shape[0]
         self._take_terms(terms, numbers)
         self._take_rows(table, vector)
-        self.ask.k = min(<size_t>k, table.count)
-        self.ask.hits = <wf_hit *>malloc((self.ask.k + 1) * sizeof(wf_hit))
-        if self.ask.hits == NULL:
-            raise MemoryError
+        self.ask.k = min(<size_t>k, self.ask.rows.count)
 
     def __dealloc__(self):
         wf_table_release(self.ask.rows.table)
         free(self.vectors)
-        free(self.ask.hits)
+
+    cdef _take_weights(self, tuple given):
+        if len(given) != WF_PARTS:
+            raise ValueError(f"there are {len(given)} weights; there must be {WF_PARTS}")
+        for i, weight in enumerate(given):
+            self.weights[i] = weight
+            if not isfinite(self.weights[i]):
+                raise ValueError(f"the weight of {PARTS[i]} is {weight}; it must be a number")
+        self.ask.weights = self.weights
 
     cdef _take_terms(self, list terms, list numbers):
         """Keep each term once, the first ones if there are too many."""
@@ -149,6 +167,7 @@ cdef class Question:
         """Hold the rows as they are now, and what is compared with them."""
         cdef size_t d = table.dimension, live = table.count - table.removed, j
         self.ask.rows = table[0]
+        self.ask.rows.count = min(table.count, <size_t>len(self.postings))  # else an append is under way
         if table.table != NULL:
             table.table.references += 1
         if vector is None or not live:
@@ -165,44 +184,53 @@ cdef class Question:
             self.vectors[d + j] = <float>(table.sum[j] / live)
         self.ask.vector, self.ask.mean = self.vectors, self.vectors + d
 
-    cdef list hits(self):
-        if self.ask.found < 0:
-            raise MemoryError
-        return [(self.ask.hits[i].row, self.ask.hits[i].score) for i in range(self.ask.found)]
+
+cdef list as_tuples(const wf_ask *ask):
+    return [(ask.hits[i].row, ask.hits[i].score) for i in range(ask.found)]
 
 
 def recall(list questions not None, /, *, Py_ssize_t threads=1):
-    cdef size_t count = len(questions), rows = 0, i
+    cdef size_t count = len(questions), rows = 0, room = 1, i
+    cdef wf_hit *hits = NULL
     cdef wf_ask *asks = <wf_ask *>malloc((count + 1) * sizeof(wf_ask))
-    if asks == NULL:
-        raise MemoryError
+    questions = questions[:]  # what they point to lives as long as this
     try:
+        if asks == NULL:
+            raise MemoryError
         for i in range(count):
             asks[i] = (<Question?>questions[i]).ask
             rows += asks[i].rows.count
+            room += asks[i].k
+        hits = <wf_hit *>malloc(room * sizeof(wf_hit))
+        if hits == NULL:
+            raise MemoryError
+        room = 0
+        for i in range(count):
+            asks[i].hits = hits + room
+            room += asks[i].k
         if rows < HELD_ROWS:
             wf_answer_all(asks, count, 1)
         else:
             with nogil:
-                wf_answer_all(asks, count, threads)
+                wf_answer_all(asks, count, max(threads, 1))
         for i in range(count):
-            (<Question>questions[i]).ask.found = asks[i].found
+            if asks[i].found < 0:
+                raise MemoryError
+        return [as_tuples(&asks[i]) for i in range(count)]
     finally:
+        free(hits)
         free(asks)
-    return [(<Question>question).hits() for question in questions]
 
 
 def parts(Question question not None, float[:, ::1] out not None, /):
-    if out.shape[0] != WF_PARTS or out.shape[1] != <Py_ssize_t>question.ask.rows.count:
-        raise ValueError(f"out has shape {(out.shape[0], out.shape[1])}; "
-                         f"it must have {(WF_PARTS, question.ask.rows.count)}")
+    cdef wf_ask ask = question.ask
+    if out.shape[0] != WF_PARTS or out.shape[1] != <Py_ssize_t>ask.rows.count:
+        raise ValueError(f"out has shape {(out.shape[0], out.shape[1])}; it must have {(WF_PARTS, ask.rows.count)}")
     if not out.shape[1]:
         return
     out[:, :] = 0.0
-    question.ask.parts = &out[0, 0]
-    try:
-        wf_answer_all(&question.ask, 1, 1)
-    finally:
-        question.ask.parts = NULL
-    if question.ask.found < 0:
+    ask.k = 0
+    ask.parts = &out[0, 0]
+    wf_answer(&ask)
+    if ask.found < 0:
         raise MemoryError

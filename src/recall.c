@@ -9,12 +9,13 @@
 
 #define CHUNK 256 /* rows compared at a time: their products stay in the first-level cache */
 #define NEAR 3 /* turns to either side that count */
+#define CLOSE 0.1 /* to the mean: int8 does not tell in which direction */
 
 static const float FALL[NEAR + 1] = {1.0f, 0.6f, 0.4f, 0.3f};
 
 /* Everything of one question that is as long as there are rows. */
 typedef struct {
-    size_t n;
+    size_t n, seen;            /* rows; those that may be seen */
     uint8_t *visible;
     uint32_t *before, *after;  /* the nearest visible row of the session to either side */
     uint32_t *session;
@@ -27,9 +28,10 @@ typedef struct {
 
 static int make(wf_work *work, const wf_ask *ask)
 {
-    size_t n = work->n = ask->rows.count, columns = 7 + (ask->parts ? 0 : WF_PARTS);
+    size_t n = ask->rows.count, columns = 7 + (ask->parts ? 0 : WF_PARTS);
     float *at = calloc(n * columns + n / 4 + 1, sizeof *at);
-    if (!(work->memory = at))
+    *work = (wf_work){.n = n, .memory = at};
+    if (!at)
         return -1;
     work->own = at, work->best = at += n, work->match = at += n;
     work->before = (uint32_t *)(at += n), work->after = (uint32_t *)(at += n);
@@ -55,7 +57,7 @@ static uint32_t link_rows(wf_work *work, const wf_ask *ask)
     uint32_t sessions = 0;
     for (size_t i = 0; i < work->n; i++) {
         uint32_t one = previous[i];
-        work->visible[i] = (uint8_t)visible(ask, i);
+        work->seen += work->visible[i] = (uint8_t)visible(ask, i);
         work->after[i] = WF_NO_ROW;
         work->session[i] = one == WF_NO_ROW ? sessions++ : work->session[one];
         work->before[i] = one == WF_NO_ROW || work->visible[one] ? one : work->before[one];
@@ -166,9 +168,19 @@ static size_t spread(wf_work *work, const wf_matches *matches, uint32_t asked)
     return touched;
 }
 
-static double idf(double rows, double holding)
+static double idf(double all, double held)
 {
-    return log(1.0 + (rows - holding + 0.5) / (holding + 0.5));
+    return log(1.0 + (all - held + 0.5) / (held + 0.5));
+}
+
+/* How many of the rows that may be seen hold a term. */
+static double holding(const wf_work *work, const wf_term *term)
+{
+    const uint32_t *list = term ? wf_list(term) : NULL;
+    uint32_t count = 0;
+    for (uint32_t j = 0; list && j < term->count; j++)
+        count += list[j] >> 8 < work->n && work->visible[list[j] >> 8];
+    return count;
 }
 
 static void cover(wf_work *work, const wf_ask *ask, const wf_matches *matches, const double *weight, double total)
@@ -201,7 +213,7 @@ static void score_sessions(wf_work *work, const wf_ask *ask, const wf_matches *m
     for (size_t m = 0; m < matches->count; m++) {
         const wf_match *match = &matches->list[m];
         const uint32_t *list = wf_list(match->term);
-        double holding = 0.0;
+        double with = 0.0;
         if (match->term->hash != ask->hashes[match->asked])
             continue;
         memset(often, 0, sessions * sizeof *often);
@@ -209,10 +221,10 @@ static void score_sessions(wf_work *work, const wf_ask *ask, const wf_matches *m
             if (list[j] >> 8 < work->n && work->visible[list[j] >> 8])
                 often[work->session[list[j] >> 8]] += list[j] & 255;
         for (uint32_t s = 0; s < sessions; s++)
-            holding += often[s] > 0.0;
+            with += often[s] > 0.0;
         for (uint32_t s = 0; s < sessions; s++)
             if (often[s] > 0.0)
-                score[s] += idf(held, holding) * often[s] / (often[s] + 1.2 * (0.5 + 0.5 * length[s] * held / all));
+                score[s] += idf(held, with) * often[s] / (often[s] + 1.2 * (0.5 + 0.5 * length[s] * held / all));
     }
     for (size_t i = 0; i < work->n; i++)
         work->part[WF_SESSION][i] = (float)(score[work->session[i]] / total);
@@ -224,10 +236,8 @@ static int match_words(wf_work *work, const wf_ask *ask, uint32_t sessions)
     double weight[WF_MOST_TERMS], total = 0.0;
     double *length = calloc((size_t)sessions * 3 + 1, sizeof *length);
     int failed = !length || find_matches(ask, &matches);
-    for (size_t t = 0; t < ask->terms && !failed; t++) {
-        const wf_term *same = wf_postings_find(ask->postings, ask->hashes[t]);
-        total += weight[t] = idf((double)ask->postings->live, same ? same->count : 0.0);
-    }
+    for (size_t t = 0; t < ask->terms && !failed; t++)
+        total += weight[t] = idf(work->seen, holding(work, wf_postings_find(ask->postings, ask->hashes[t])));
     if (!failed) {
         cover(work, ask, &matches, weight, total);
         score_sessions(work, ask, &matches, total, sessions, length, length + sessions, length + 2 * sessions);
@@ -282,8 +292,8 @@ static void compare_rows(wf_work *work, const wf_ask *ask, const wf_compared *ai
         double scale = rows->table->scale[first + i];
         double along = with_query[i] * scale * aim->by_query - aim->across;
         double apart = 1.0 - 2.0 * with_mean[i] * scale * aim->by_mean + aim->mean_square;
-        if (work->visible[first + i] && scale > 0.0)
-            work->part[WF_COSINE][first + i] = (float)(along / (sqrt(fmax(apart, 1e-12)) * aim->length));
+        if (work->visible[first + i] && scale > 0.0 && apart > CLOSE * CLOSE)
+            work->part[WF_COSINE][first + i] = (float)fmax(-1.0, fmin(1.0, along / (sqrt(apart) * aim->length)));
     }
 }
 
@@ -292,7 +302,7 @@ static int compare(wf_work *work, const wf_ask *ask)
 {
     wf_compared aim;
     int failed = take_aim(&aim, ask);
-    if (!failed && aim.length > 1e-6) {
+    if (!failed && aim.length > CLOSE) {
         for (size_t first = 0; !ask->only && first < work->n; first += CHUNK)
             compare_rows(work, ask, &aim, first, work->n - first < CHUNK ? work->n - first : CHUNK);
         for (size_t i = 0; i < ask->only_count; i++)
@@ -377,10 +387,10 @@ static size_t best_rows(const wf_work *work, const wf_ask *ask)
 void wf_answer(wf_ask *ask)
 {
     wf_work work;
-    ask->found = -1;
+    ask->found = ask->rows.count ? -1 : 0;
+    if (!ask->rows.count)
+        return;
     pthread_rwlock_rdlock(&ask->postings->lock);
-    if (ask->rows.count > ask->postings->rows)
-        ask->rows.count = ask->postings->rows; /* an append is under way: its words are not there yet */
     if (!make(&work, ask)) {
         uint32_t sessions = link_rows(&work, ask);
         int failed = ask->terms && match_words(&work, ask, sessions);

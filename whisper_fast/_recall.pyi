@@ -26,7 +26,8 @@ class Question:
     [dimension] of unit length, None for none. `allowed` has a byte for each scope: whether it may be seen.
     `since` and `until` are epoch seconds, both inclusive. Bit n of `months` and `days`: the question names that
     month, that day. `speaker` is the number of the one person whom it names. `weights` has one for each of PARTS.
-    With `only`, the cosine of all other rows counts as average, which is 0.
+    With `only`, the cosine of all other rows counts as average, which is 0. `path` is one of `_vector.paths()`.
+    A question may be asked again, from any thread: it is answered from the rows that there were when it was made.
     Raises ValueError for what does not fit the rows or is not finite.
     """
 
@@ -50,6 +51,7 @@ class Question:
         half_life: float = 0.0,
         weights: tuple[float, ...] | None = None,
         only: NDArray[np.uint32] | None = None,
+        path: str | None = None,
     ) -> Question: ...
 
 def recall(questions: list[Question], /, *, threads: int = 1) -> list[list[tuple[int, float]]]:
