@@ -122,9 +122,9 @@ def test_recall_holds_over_mixed_operations():
 
 
 @pytest.mark.soak
-def test_recall_holds_over_a_million_mixed_operations(record_property):
+def test_recall_holds_over_a_million_mixed_operations():
     shares = mixed(1_000_000, 5_000)
-    record_property("recall@10 after each 100,000 operations", [round(share, 4) for share in shares])
+    sys.stdout.write(f"\nrecall@10 after each 100,000 operations: {[round(share, 4) for share in shares]}\n")
     assert min(shares) >= 0.98
 
 

@@ -20,6 +20,7 @@
     │   ├── StoreNoMemory                   SQLite got no memory
     │   ├── StoreReadOnly                   the data folder or file cannot be written
     │   ├── StoreLocked                     another process holds the data folder
+    │   ├── StoreUnavailable                the server that holds the store does not answer
     │   ├── StoreCorrupt                    a page or a file is not what was written
     │   └── SchemaTooNew                    the data folder was written by a newer version
     └── LLMError                            the language model gave no usable answer
@@ -63,6 +64,7 @@ __all__ = [
     "StoreMissing",
     "StoreNoMemory",
     "StoreReadOnly",
+    "StoreUnavailable",
     "WhisperFastError",
     "WorkerDied",
     "own_copy",
@@ -178,6 +180,12 @@ class StoreReadOnly(StoreError):
 
 class StoreLocked(StoreError):
     """Another process holds the data folder."""
+
+    retriable = True
+
+
+class StoreUnavailable(StoreError):
+    """The server that holds the store does not answer, or answers with an error of its own."""
 
     retriable = True
 

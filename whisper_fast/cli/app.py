@@ -11,7 +11,7 @@ from collections.abc import Callable
 import typer
 
 from ..errors import InvalidMessage, SettingsError, WhisperFastError
-from . import data, measure, prove, talk, undone
+from . import data, intake, measure, prove, talk, undone
 from .terminal import fail
 
 __all__ = ["app", "main"]
@@ -41,6 +41,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
 for command in COMMANDS:
     app.command()(command)
 app.add_typer(prove.app)
+app.command("import")(intake.import_)
 
 
 def main() -> None:

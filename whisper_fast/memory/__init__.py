@@ -8,6 +8,8 @@ rows       the SQL
 embedding  texts to vectors
 index      one user's approximate index, above the size where it wins (indexing: which users have one)
 reembedding  old memories get vectors of the present embedder
+chroma     the same calls over a Chroma server
+intake     memories from elsewhere
 terms      texts to stems (stopwords: those that say nothing)
 scopes     who may hear what was told where
 """

@@ -12,9 +12,9 @@ import msgspec
 
 from .. import clock
 from ..errors import InvalidMessage
-from ..message import checked_id, checked_scope
+from ..message import checked_id, checked_scope, checked_user
 
-__all__ = ["SURROGATE", "Item", "as_item"]
+__all__ = ["Item", "as_item", "checked_question"]
 
 TEXT_BYTES: Final = 1 << 20
 METADATA_BYTES: Final = 64 << 10
@@ -62,6 +62,17 @@ def as_item(given: str | Mapping[str, Any]) -> Item:
         metadata=as_json(given.get("metadata")),
         source=optional_id("source", given.get("source")),
     )
+
+
+def checked_question(user: str, query: str, k: int, scope: str) -> str:
+    """Return the query that a recall asks; raises InvalidMessage for arguments that cannot be."""
+    checked_user(user)
+    checked_scope(scope)
+    if not isinstance(query, str):
+        raise InvalidMessage(f"query is {type(query).__name__}; it must be a string")
+    if isinstance(k, bool) or not isinstance(k, int) or k < 0:
+        raise InvalidMessage(f"k is {k!r:.80}; it must be a whole number from 0")
+    return SURROGATE.sub("\ufffd", query)
 
 
 def checked_text(text: Any) -> str:

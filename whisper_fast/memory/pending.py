@@ -43,6 +43,11 @@ class Pending:
         self._words = [item_terms(item) for item in items]
         self._new: list[bool] = []
 
+    @property
+    def new(self) -> int:
+        """How many of them `insert` stored; the others were known by their source."""
+        return sum(self._new)
+
     def insert(self, connection: apsw.Connection) -> list[int]:
         """Store the memories, inside a write job; return their ids. One whose source is known keeps its first id."""
         if self._items:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["may_see"]
+__all__ = ["may_see", "visible_scopes"]
 
 
 def may_see(asking: str, told: str) -> bool:
@@ -19,3 +19,11 @@ def may_see(asking: str, told: str) -> bool:
     if not told.endswith("/public"):
         return False
     return asking == "dm" or asking == f"{told.removesuffix('/public')}/private"
+
+
+def visible_scopes(asking: str) -> tuple[list[str], bool]:
+    """Return what `may_see` allows as a filter: scopes by name, and whether every public scope is seen as well."""
+    scopes = {asking, "global"}
+    if asking.endswith("/private"):
+        scopes.add(f"{asking.removesuffix('/private')}/public")
+    return sorted(scopes), asking == "dm"

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ..cache import Cache
-from ..errors import InvalidMessage, SettingsError, WhisperFastError
-from ..message import Recalled, checked_scope, checked_user
+from ..errors import InvalidMessage, WhisperFastError
+from ..message import Recalled, checked_user
 from ..models.embedder import StaticEmbedder
 from ..store.files import DATABASE
 from ..store.sqlite import Database
 from . import rows
+from .chroma import ChromaMemory
 from .embedding import Embedding, checked
 from .indexing import Indexing
-from .item import SURROGATE, Item, as_item
+from .item import Item, as_item, checked_question
 from .pending import Pending
 from .reembedding import Reembedding
 from .segment import TERM_CHARACTERS, Segment, item_terms
@@ -85,19 +86,24 @@ class MemoryStore:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, path: str | os.PathLike[str], embedder: Embedder | None = None) -> AsyncIterator[MemoryStore]:
+    async def open(
+        cls, path: str | os.PathLike[str], embedder: Embedder | None = None
+    ) -> AsyncIterator[MemoryStore | ChromaMemory]:
         """Open a store of its own in a folder, or in the file `path` if that ends in `.db`; close it at the end.
 
-        Without an embedder the static one of this package is used. Raises SettingsError for an address of a server.
+        Without an embedder the static one of this package is used. The address of a Chroma server gives its memories
+        behind the same calls (`ChromaMemory`). Raises SettingsError, StoreError.
         """
-        if isinstance(path, str) and "://" in path:
-            raise SettingsError(f"memory path is {path!r:.80}; it must be a folder or a file that ends in .db")
-        place = Path(path)
-        folder, name = (place.parent, place.name) if place.suffix == ".db" else (place, DATABASE)
+        embedder = embedder if embedder is not None else await asyncio.to_thread(StaticEmbedder)
         async with AsyncExitStack() as stack:
+            if isinstance(path, str) and "://" in path:
+                yield await stack.enter_async_context(ChromaMemory.open(path, embedder))
+                return
+            place = Path(path)
+            folder, name = (place.parent, place.name) if place.suffix == ".db" else (place, DATABASE)
             database = await Database.open(folder, name=name)
             stack.push_async_callback(database.close)
-            store = cls(database, embedder if embedder is not None else await asyncio.to_thread(StaticEmbedder))
+            store = cls(database, embedder)
             database.on_foreign_change(store.clear_cache)
             stack.push_async_callback(store.close)
             store.start()
@@ -143,6 +149,12 @@ class MemoryStore:
         """Remember texts, or mappings of `add`'s arguments, all or none; return their ids."""
         pending = await self.prepare(user, items)
         return await self._write(pending.insert, lambda _: self.publish(pending))
+
+    async def add_new(self, user: str, items: Iterable[str | Mapping[str, Any]]) -> int:
+        """Remember as `add_many` does; return how many of them were not known by their `source`."""
+        pending = await self.prepare(user, items)
+        await self._write(pending.insert, lambda _: self.publish(pending))
+        return pending.new
 
     async def prepare(self, user: str, items: Iterable[str | Mapping[str, Any]], *, vectors: Any = None) -> Pending:
         """Check and embed memories. `vectors`, if known, are [len(items), dimension]; else the embedder is asked.
@@ -321,16 +333,6 @@ class MemoryStore:
             self._cache.pop(user)
         else:
             segment.remove(number)
-
-
-def checked_question(user: str, query: str, k: int, scope: str) -> str:
-    checked_user(user)
-    checked_scope(scope)
-    if not isinstance(query, str):
-        raise InvalidMessage(f"query is {type(query).__name__}; it must be a string")
-    if isinstance(k, bool) or not isinstance(k, int) or k < 0:
-        raise InvalidMessage(f"k is {k!r:.80}; it must be a whole number from 0")
-    return SURROGATE.sub("\ufffd", query)
 
 
 def as_items(given: list[str | Mapping[str, Any]]) -> list[Item]:

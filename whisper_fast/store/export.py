@@ -19,12 +19,19 @@ JOURNAL = "SELECT platform, channel, message_id, accepted_at, message, reply FRO
 
 
 def export_user(connection: apsw.Connection, user: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of `user` as dicts: first `kind` (memory, conversation or journal), then the row's columns."""
+    """Yield the rows of `user` as dicts: first `kind` (memory, conversation or journal) and `user`, then the columns.
+
+    The memories are what `whisper-fast import` takes in again, with new ids.
+    """
     for kind, sql in (("memory", MEMORIES), ("conversation", CONVERSATION), ("journal", JOURNAL)):
         cursor = connection.execute(sql, (user,))
         for row in cursor:
             names = (column[0] for column in cursor.get_description())
-            yield {"kind": kind, **{name: readable(value) for name, value in zip(names, row, strict=True)}}
+            yield {
+                "kind": kind,
+                "user": user,
+                **{name: readable(value) for name, value in zip(names, row, strict=True)},
+            }
 
 
 def readable(value: Any) -> Any:
