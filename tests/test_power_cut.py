@@ -9,7 +9,8 @@ from whisper_fast.lab.power_cut import cuts, record
 
 
 async def total(count, seed, monkeypatch, messages=240):
-    monkeypatch.setattr("whisper_fast.store.writer.CHECKPOINT", 40)  # pages: a short run has many of them
+    monkeypatch.setattr("whisper_fast.store.checkpoints.PAGES", 40)  # a short run has many checkpoints
+    monkeypatch.setattr("whisper_fast.store.checkpoints.SHORT", 20)
     with memory_folder() as folder:
         events = await record(folder, messages=messages, processes=3, seed=seed)
     kinds = Counter(event.kind for event in events)

@@ -52,6 +52,9 @@ STATES = {
 REPLIED = frozenset((ANSWERED, DONE, HELD, RELEASED))
 """The states that have a reply."""
 
+INSERT = """INSERT INTO journal (platform, channel, message_id, user, accepted_at, message, age, digest)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
+
 log = logging.getLogger(__name__)
 
 
@@ -221,11 +224,10 @@ def digest(message: Message) -> bytes:
 def insert(connection: apsw.Connection, message: Message, body: bytes, age: float) -> Entry:
     names = (message.platform, message.channel, message.id, message.user)
     words = digest(message) if message.strict else None
-    sql = """INSERT INTO journal (platform, channel, message_id, user, accepted_at, message, age, digest)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING id"""
-    row = connection.execute(sql, (*names, clock.wall(), body, age, words)).get
-    if row is not None:
-        return Entry(row, ACCEPTED, message)
+    row = (*names, clock.wall(), body, age, words)
+    connection.execute(INSERT, row)
+    if connection.changes():
+        return Entry(connection.last_insert_rowid(), ACCEPTED, message)
     sql = """SELECT id, state, message, reply, attempts, digest FROM journal
              WHERE platform = ? AND channel = ? AND message_id = ? AND user = ?"""
     *found, first = connection.execute(sql, names).get

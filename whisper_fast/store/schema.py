@@ -55,6 +55,27 @@ MIGRATIONS = (
     ALTER TABLE journal ADD COLUMN age REAL NOT NULL DEFAULT 0;          -- seconds this journal had been served
     ALTER TABLE journal ADD COLUMN digest BLOB;                          -- of the words, where others must not pass
     """,
+    """
+    CREATE TABLE journal_by_user (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        platform TEXT NOT NULL, channel TEXT NOT NULL, user TEXT NOT NULL, message_id TEXT NOT NULL,
+        state INTEGER NOT NULL DEFAULT 0,
+        accepted_at REAL NOT NULL,
+        message BLOB NOT NULL,
+        reply BLOB,
+        attempts INTEGER NOT NULL DEFAULT 0,
+        age REAL NOT NULL DEFAULT 0,
+        digest BLOB,
+        UNIQUE (user, platform, channel, message_id)  -- one index finds a message and a user's messages
+    );
+    INSERT INTO journal_by_user SELECT id, platform, channel, user, message_id, state, accepted_at, message, reply,
+        attempts, age, digest FROM journal ORDER BY id;
+    DELETE FROM sqlite_sequence WHERE name = 'journal_by_user';
+    INSERT INTO sqlite_sequence SELECT 'journal_by_user', seq FROM sqlite_sequence WHERE name = 'journal';
+    DROP TABLE journal;
+    ALTER TABLE journal_by_user RENAME TO journal;
+    CREATE INDEX journal_open ON journal (id) WHERE state < 2;
+    """,
 )
 VERSION = len(MIGRATIONS)
 

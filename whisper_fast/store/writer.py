@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import apsw
 
 from ..errors import StoreError
+from .checkpoints import Checkpoints, checkpoint
 from .files import DISK_ERRORS, translate
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ __all__ = ["Writer"]
 log = logging.getLogger(__name__)
 
 GROUP: Final = 1024  # jobs in one commit at most: bounds how long the first of them waits for the last
-CHECKPOINT: Final = 1000  # pages in the log after which they are brought into the database
 PATIENCE: Final = 5000  # milliseconds that a write waits for another process
 PROBE_PATIENCE: Final = 100  # the same for a probe
 PROBE_BYTES: Final = 1 << 16  # what must find room before messages are taken again
@@ -85,7 +85,7 @@ class Writer:
         self._last = False
         self._group: list[Write] = []
         self._log_pages = 0
-        self._checkpoint_at = CHECKPOINT
+        self._checkpoints = Checkpoints(opened.path, vfs)
         self._seen = 0
         self._take(opened)
         self._thread = threading.Thread(target=self._run, name="whisper-fast-writer", daemon=True)
@@ -99,6 +99,7 @@ class Writer:
         """Finish what was handed in and close the database."""
         self._jobs.put(None)
         self._thread.join()
+        self._checkpoints.close()
         self._opened.close()
 
     def _run(self) -> None:
@@ -250,15 +251,11 @@ class Writer:
 
     def _checkpoint(self) -> None:
         """Bring the log into the database when it is long, after everybody was told."""
-        if self._log_pages < CHECKPOINT:
-            self._checkpoint_at = CHECKPOINT
-        if self.health.problem is not None or self._log_pages < self._checkpoint_at:
-            return
-        self._checkpoint_at = self._log_pages + CHECKPOINT  # a reader may hold the log: it goes on growing meanwhile
-        try:
-            self._opened.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").get  # noqa: B018 - runs it
-        except DISK_ERRORS as error:
-            self._fail([], self._ours(error))
+        if self.health.problem is None:
+            try:
+                self._checkpoints.look(self._opened.connection, self._log_pages)
+            except (apsw.Error, MemoryError, StoreError) as error:
+                self._fail([], self._ours(error))
 
     def _probe(self) -> None:
         """Try whether a write reaches the disk again, on a new connection where that is needed."""
@@ -276,6 +273,7 @@ class Writer:
     def _reopen(self) -> None:
         before = self._opened
         self._take(opened := before.again(self._vfs, self._let_go))
+        self._checkpoints.forget()
         self._foreign = True  # it cannot be known who wrote meanwhile
         if not opened.is_same(before):
             self.health.found_damage(None)
@@ -298,6 +296,6 @@ def probe(connection: apsw.Connection, *, read_through: bool) -> None:
         connection.execute("CREATE TABLE probe AS SELECT zeroblob(?) AS room", (PROBE_BYTES,))
         connection.execute("COMMIT")
         connection.execute("DROP TABLE probe")
-        connection.execute("PRAGMA wal_checkpoint(PASSIVE)").get  # noqa: B018 - runs it
+        checkpoint(connection)
     finally:
         connection.set_busy_timeout(PATIENCE)
