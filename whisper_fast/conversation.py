@@ -2,34 +2,42 @@
 
 A place is (user, platform, channel, scope): nobody finds another user's words there, and what was said in private is
 not at hand in public. The newest turns stay in memory, the rest is read once from the store when a place is cold.
+Where engines share a Redis, a place also holds what the user and the other engines said there, in the order of time.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import clock
 from .cache import Cache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import apsw
 
     from .message import ChatMessage, Message
+    from .store.redis import Row, Shared
     from .store.sqlite import Database
 
 __all__ = ["Conversations"]
 
 Key = tuple[str, str, str, str]
-TURN_BYTES = 700  # what Python keeps for a turn beside its text
 
 
 class Exchange(NamedTuple):
-    """One turn: what the user said and what the bot answered, as it goes into every later prompt."""
+    """One turn: what the user said and what the bot answered, as it goes into every later prompt.
 
+    `node` is the engine that stored it, "" for this one, and `turn` its number there; `size` is what its texts take.
+    """
+
+    node: str
     turn: int
+    at: float
     said: ChatMessage
     answered: ChatMessage
     size: int
@@ -42,13 +50,19 @@ def place(message: Message) -> Key:
     return message.user, message.platform, message.channel, message.scope
 
 
-def weight(recent: Recent) -> int:
-    return 200 + sum(kept.size for kept in recent)
+def weight(key: Key, recent: Recent) -> int:
+    """Return the bytes that an entry takes in memory, its key's texts included."""
+    return EMPTY_BYTES + sum(map(sys.getsizeof, key)) + sum(TURN_BYTES + kept.size for kept in recent)
 
 
-def exchange(turn: int, text: str, reply: str) -> Exchange:
+def exchange(turn: int, at: float, text: str, reply: str, node: str = "") -> Exchange:
     said, answered = {"role": "user", "content": text}, {"role": "assistant", "content": reply}
-    return Exchange(turn, said, answered, TURN_BYTES + len(text) + len(reply))
+    return Exchange(node, turn, at, said, answered, sys.getsizeof(text) + sys.getsizeof(reply))
+
+
+SAMPLE = exchange(1 << 20, 1.0, "", "")
+EMPTY_BYTES = sys.getsizeof(deque()) + sys.getsizeof(("",) * 4)
+TURN_BYTES = sum(map(sys.getsizeof, (SAMPLE, *SAMPLE[1:])))  # what Python keeps for a turn beside its texts
 
 
 class Conversations:
@@ -68,18 +82,24 @@ class Conversations:
         caching: Callable[[], bool],
     ) -> None:
         self._database = database
-        self._bootstrap = bootstrap
+        self._bootstrap = min(bootstrap, longest)
         self._longest = longest
         self._caching = caching
         self._cache: Cache[Key, Recent] = Cache(max_bytes, weigher=weight, ttl=ttl, clock=clock.for_kernels())
+        self._shared: Shared | None = None
+
+    def share(self, shared: Shared) -> None:
+        """Tell other engines what is said here, and hear what is said there."""
+        self._shared = shared
 
     async def recent(self, message: Message) -> list[ChatMessage]:
         """Return the messages before `message` in its place, oldest first. Raises StoreError."""
         return chat(await self._recent(place(message)))
 
-    async def warm(self, key: Key) -> None:
-        """Bring a place into memory before its user writes."""
-        await self._recent(key)
+    async def warm(self, user: str) -> None:
+        """Bring the place where `user` wrote last into memory before the user writes again. Raises StoreError."""
+        if self._caching() and (key := await self._database.read(partial(latest, user=user))) is not None:
+            await self._recent(key)
 
     def insert(self, connection: apsw.Connection, turn: int, message: Message, reply: str) -> None:
         """Store one turn; call it inside a write job. The same turn is stored once."""
@@ -87,40 +107,105 @@ class Conversations:
         connection.execute(sql, (*place(message), turn, message.at, message.text, reply))
 
     def publish(self, turn: int, message: Message, reply: str) -> None:
-        """Show a stored turn to the turns that follow, where the place is in memory."""
+        """Show a stored turn to the turns that follow, where the place is in memory, and to other engines."""
         key = place(message)
+        new = exchange(turn, message.at, message.text, reply)
         recent = self._cache.get(key)
         if recent is None:
             self._cache.pop(key)  # a load that began before this turn was stored must not be kept
-        elif all(turn != known.turn for known in recent):
+        elif all(kept.turn != turn or kept.node for kept in recent):
             longer = Recent(recent, maxlen=self._longest)
-            longer.append(exchange(turn, message.text, reply))
+            longer.append(new)
             self._cache.put(key, longer)
+        if self._shared is not None:
+            self._shared.push(key, row(new))
 
     def forget(self, user: str) -> None:
-        """Drop what is in memory of `user`; the rows are the store's."""
-        for key in self._cache.keys():  # noqa: SIM118 - a snapshot, not a view: entries go while we walk
-            if key[0] == user:
-                self._cache.pop(key)
+        """Drop what is in memory of `user`, and in Redis; the rows are the store's."""
+        self.changed(user)
+        if self._shared is not None:
+            self._shared.forget(user)
 
-    def clear(self) -> None:
-        """Drop all that is in memory: somebody else has written the store."""
-        self._cache.clear()
+    def changed(self, what: Key | str | None) -> None:
+        """Drop what is in memory of a place, of a user, or, with None, of all: somebody else knows better."""
+        if what is None:
+            self._cache.clear()
+        elif isinstance(what, tuple):
+            self._cache.pop(what)
+        else:
+            for key in {*self._cache.keys(), *self._cache._loading}:
+                if key[0] == what:
+                    self._cache.pop(key)
+
+    async def stored(self, key: Key) -> list[Row]:
+        """Return the newest turns of a place that this engine has on its disk, oldest first. Raises StoreError."""
+        return [row(kept) for kept in await self._read(key, self._longest)]
+
+    def stats(self) -> dict[str, float]:
+        """Return what is held in memory and how often it served."""
+        cache = self._cache.stats()
+        return {
+            "places": cache.entries,
+            "bytes": cache.weight,
+            "hits": cache.hits,
+            "misses": cache.misses,
+            "loads": cache.loads,
+            "evictions": cache.evictions,
+        }
 
     async def _recent(self, key: Key) -> Recent:
         if not self._caching():
-            return await self._load(key)
+            return await self._read(key, self._bootstrap)
         return await self._cache.get_or_load(key, self._load)
 
     async def _load(self, key: Key) -> Recent:
-        return await self._database.read(lambda connection: newest(connection, key, self._bootstrap, self._longest))
+        if self._shared is None:
+            return await self._read(key, self._bootstrap)
+        asked = self._shared.ask(key)  # both are asked at once
+        own = await self._read(key, self._bootstrap)
+        told = await self._shared.answer(key, asked)
+        if told is None:
+            return own
+        held = {one.turn for one in told if one.node == self._shared.node}
+        if not held.issuperset(kept.turn for kept in own):
+            self._shared.owe(key)
+        others = [
+            exchange(one.turn, one.at, one.text, one.reply, one.node) for one in told if one.node != self._shared.node
+        ]
+        return Recent(merged(own, others)[-self._bootstrap :] if self._bootstrap else (), maxlen=self._longest)
+
+    async def _read(self, key: Key, count: int) -> Recent:
+        return await self._database.read(lambda connection: newest(connection, key, count, self._longest))
 
 
 def newest(connection: apsw.Connection, key: Key, count: int, longest: int) -> Recent:
-    sql = """SELECT turn, text, reply FROM conversation
+    sql = """SELECT turn, at, text, reply FROM conversation
              WHERE user = ? AND platform = ? AND channel = ? AND scope = ? ORDER BY turn DESC LIMIT ?"""
-    rows = connection.execute(sql, (*key, min(count, longest))).fetchall()
+    rows = connection.execute(sql, (*key, count)).fetchall()
     return Recent((exchange(*row) for row in reversed(rows)), maxlen=longest)
+
+
+def latest(connection: apsw.Connection, user: str) -> Key | None:
+    """Return the place of the user's newest turn; None for somebody who never wrote."""
+    sql = "SELECT user, platform, channel, scope FROM conversation WHERE user = ? ORDER BY turn DESC LIMIT 1"
+    row = connection.execute(sql, (user,)).fetchone()
+    return None if row is None else (row[0], row[1], row[2], row[3])
+
+
+def merged(own: Iterable[Exchange], others: list[Exchange]) -> list[Exchange]:
+    """Return both in the order of time; own turns keep their own order whatever the clock did between them."""
+    others.sort(key=lambda kept: (kept.at, kept.node, kept.turn))
+    result, at = [], 0
+    for kept in own:
+        while at < len(others) and others[at].at <= kept.at:
+            result.append(others[at])
+            at += 1
+        result.append(kept)
+    return result + others[at:]
+
+
+def row(kept: Exchange) -> Row:
+    return kept.turn, kept.at, kept.said["content"], kept.answered["content"]
 
 
 def chat(recent: Recent) -> list[ChatMessage]:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .models.embedder import Embedder
     from .outbox import Outgoing
     from .settings import Settings
+    from .store.redis import Shared
 
 __all__ = ["Engine"]
 
@@ -123,6 +124,7 @@ class Engine:
             memory=self.memory,
             conversations=self._conversations,
         )
+        self._shared: Shared | None = None
         self._aside: set[asyncio.Task[None]] = set()
         database.on_foreign_change(self._changed_by_others)
 
@@ -158,6 +160,8 @@ class Engine:
             engine.llm_description = description
             log.info("%s", description)
             stack.push_async_callback(engine._stop)
+            if settings.use_redis_cache:
+                await engine._share()
             await engine._turns.recovery.start()
             engine.memory.start()
             engine._beside(engine._retention.run(), "retention")
@@ -183,7 +187,7 @@ class Engine:
         return await self._turns.submit(message, streamed=streamed)
 
     def hint(self, user: str) -> None:
-        """Say that `user` is about to write (a typing indicator): bring the user's memories into memory."""
+        """Say that `user` is about to write (a typing indicator): load memories and recent conversation at once."""
         if self.flags.preload and self.flags.caching:
             self._beside(self._preload(checked_user(user)), "preload")
 
@@ -233,6 +237,8 @@ class Engine:
             "writes": self._database.writes,
             "llm": self.llm.stats(),
             "memory": self.memory.stats(),
+            "conversation": self._conversations.stats(),
+            **({"redis": self._shared.stats()} if self._shared is not None else {}),
             **({"emotion": self._judge.stats()} if self._judge is not None else {}),
         }
 
@@ -262,6 +268,25 @@ class Engine:
     async def embed(self, texts: list[str]) -> list[Any]:
         """Return a float32 vector for each text, batched with those of all users."""
         return await self._batcher.submit_many(texts)
+
+    async def _share(self) -> None:
+        """Share recent conversations with other engines. Raises StoreError."""
+        from .store.redis import Shared, node_of  # the client takes longer to import than the engine
+
+        settings, secret = self.settings, self.settings.redis_password
+        self._shared = Shared(
+            await asyncio.to_thread(node_of, settings.data_dir),
+            host=settings.redis_host,
+            port=settings.redis_port,
+            password=None if secret is None else secret.get_secret_value(),
+            namespace=settings.redis_namespace,
+            longest=settings.conversation_cache_max_local,
+            ttl=settings.conversation_cache_timeout_minutes * 60,
+            source=self._conversations.stored,
+            changed=self._conversations.changed,
+        )
+        self._conversations.share(self._shared)
+        self._shared.start()
 
     def _register(self, settings: Settings) -> None:
         seconds = settings.component_deadline
@@ -317,13 +342,13 @@ class Engine:
 
     async def _preload(self, user: str) -> None:
         try:
-            await self.memory.warm(user)
+            await asyncio.gather(self.memory.warm(user), self._conversations.warm(user))
         except StoreError as error:
             log.warning("preload: %s", error)
 
     def _changed_by_others(self) -> None:
         self.memory.clear_cache()
-        self._conversations.clear()
+        self._conversations.changed(None)
         self._turns.recovery.look()
 
     async def drain(self, seconds: float) -> bool:
@@ -352,6 +377,8 @@ class Engine:
             task.cancel()
         await asyncio.gather(*self._aside, return_exceptions=True)
         await self._pipeline.close()
+        if self._shared is not None:
+            await self._shared.close()
         if self._judge is not None:
             await self._judge.close()
         await self.memory.close()

@@ -98,6 +98,13 @@ class Settings(BaseSettings):
     conversation_cache_bootstrap_limit: int = plan("CONVERSATION_CACHE_BOOTSTRAP_LIMIT", 20, ge=0)
     conversation_cache_max_local: int = plan("CONVERSATION_CACHE_MAX_LOCAL", 50, ge=1)
 
+    # recent conversations that several engines share
+    use_redis_cache: bool = plan("USE_REDIS_CACHE", False)
+    redis_host: str = plan("REDIS_HOST", "localhost")
+    redis_port: int = plan("REDIS_PORT", 6379, ge=1, le=65535)
+    redis_password: SecretStr | None = plan("REDIS_PASSWORD", None)
+    redis_namespace: str = Field("whisper-fast", min_length=1)
+
     # what is measured and what can be switched off
     performance_monitoring_enabled: bool = plan("PERFORMANCE_MONITORING_ENABLED", True)
     feature_parallel: bool = True
