@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import threading
 from pathlib import Path
 
@@ -61,15 +60,9 @@ def shared_memory():
     """Return the shared-memory files that are ours: by their name, or because this process has them mapped."""
     if not os.path.isdir("/dev/shm"):
         return set()
-    maps = Path("/proc/self/maps").read_text()
+    maps, mine = Path("/proc/self/maps").read_text(), f"whisper-fast-{os.getpid()}-"
     names = {path.name for path in Path("/dev/shm").iterdir()}
-    return {name for name in names if is_ours(name) or f"/dev/shm/{name}" in maps}
-
-
-def is_ours(name):
-    """Whether a name holds the number of this process, or of one that has died since."""
-    owner = re.match(r"whisper-fast-(\d+)-", name)
-    return owner is not None and (int(owner[1]) == os.getpid() or not psutil.pid_exists(int(owner[1])))
+    return {name for name in names if name.startswith(mine) or f"/dev/shm/{name}" in maps}
 
 
 @pytest.fixture(autouse=True)

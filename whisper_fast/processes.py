@@ -99,7 +99,12 @@ class Processes:
     @property
     def busy(self) -> int:
         """Workers that have a call."""
-        return len(self._links) - len(self._idle)
+        return self._staying - len(self._idle)
+
+    @property
+    def _staying(self) -> int:
+        """Workers that have not been told to end."""
+        return sum(not link.closing for link in self._links)
 
     @property
     def waiting(self) -> int:
@@ -143,12 +148,12 @@ class Processes:
 
     def warm(self) -> None:
         """Start all workers now, without waiting for them."""
-        self._bear(self.size - len(self._links) - len(self._births))
+        self._bear(self.size - self._staying - len(self._births))
 
     def resize(self, size: int) -> None:
         """Have at most `size` workers from now on; those above it end with the call that they are at."""
         self.size = size
-        while self._idle and len(self._links) > size:
+        while self._idle and self._staying > size:
             self._dismiss(self._idle.pop())
         self._dispatch()
 
@@ -197,6 +202,7 @@ class Processes:
                 os.close(file)
             raise
         await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=ours)
+        self._births.discard(asyncio.current_task())  # from here on it counts as a worker
         self._links.add(link)
         self._free(link)
 
@@ -217,7 +223,7 @@ class Processes:
             call = self._waiting.popleft()
             if not call.future.done():  # else its caller has gone before its turn came
                 self._hand_over(call, self._idle.pop())
-        wanted = min(len(self._waiting), self.size - len(self._links)) - len(self._births)
+        wanted = min(len(self._waiting), self.size - self._staying) - len(self._births)
         if wanted > 0 and not self._closed:
             self._bear(wanted)
 
@@ -258,7 +264,7 @@ class Processes:
     def _free(self, link: Link) -> None:
         """Give a worker its next call, or let it go."""
         link.call = None
-        if self._closed or len(self._links) > self.size:
+        if self._closed or self._staying > self.size:
             self._dismiss(link)
         else:
             self._idle.append(link)
