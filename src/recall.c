@@ -94,43 +94,83 @@ static int keep(wf_matches *matches, wf_match match)
     return 0;
 }
 
+/* How well a word fits another, from the product of their rows; not above 0: not at all. */
+static float fit(const wf_words *words, size_t one, size_t other, int32_t product)
+{
+    float match = ((float)product * (words->scale[one] * words->scale[other]) - 0.3f) / 0.7f;
+    return match < 1.0f ? match : 1.0f;
+}
+
+size_t wf_find_kindred(const wf_words *words, size_t number, wf_scan scan, int32_t *products, uint16_t *list)
+{
+    size_t found = 0;
+    scan(words->rows, words->stride, words->rows + number * words->stride, words->count, products);
+    for (size_t i = 0; i < words->count; i++)
+        if (fit(words, i, number, products[i]) > 0.0f)
+            list[found++] = (uint16_t)i;
+    return found;
+}
+
+/* The words of the question: their rows, packed together, and marks of those that are worth a look. */
+typedef struct {
+    int8_t *rows;
+    uint8_t *worth;            /* [words.count] */
+    uint32_t term[WF_MOST_TERMS];
+    size_t count;
+} wf_asked;
+
+static int take_words(const wf_ask *ask, wf_asked *asked)
+{
+    const wf_words *words = ask->words;
+    *asked = (wf_asked){.rows = aligned_alloc(WF_ALIGNMENT, WF_MOST_TERMS * words->stride),
+                        .worth = calloc(words->count, 1)};
+    for (size_t t = 0; t < ask->terms && asked->rows && asked->worth; t++) {
+        const wf_kindred *kindred = &ask->kindred[t];
+        if (ask->numbers[t] >= words->count)
+            continue;
+        memcpy(asked->rows + asked->count * words->stride, words->rows + ask->numbers[t] * words->stride,
+               words->stride);
+        asked->term[asked->count++] = (uint32_t)t;
+        for (size_t i = 0; i < kindred->count; i++)
+            asked->worth[kindred->list[i]] = 1;
+        if (!kindred->list)
+            memset(asked->worth, 1, words->count);
+    }
+    return asked->rows && asked->worth ? 0 : -1;
+}
+
+static int match_kindred(const wf_ask *ask, const wf_asked *asked, const wf_term *term, wf_matches *matches)
+{
+    const wf_words *words = ask->words;
+    int32_t products[WF_MOST_TERMS];
+    ask->scan(asked->rows, words->stride, words->rows + term->word * words->stride, asked->count, products);
+    for (size_t q = 0; q < asked->count; q++) {
+        uint32_t t = asked->term[q];
+        float match = fit(words, term->word, ask->numbers[t], products[q]);
+        if (match > 0.0f && term->hash != ask->hashes[t] && keep(matches, (wf_match){term, t, match}))
+            return -1;
+    }
+    return 0;
+}
+
 /* What the user's terms have in common with those of the question: 1 for the same stem, less for a kindred word. */
 static int find_matches(const wf_ask *ask, wf_matches *matches)
 {
-    const wf_words *words = ask->words;
-    size_t stride = words->stride, known = 0;
-    uint32_t asked[WF_MOST_TERMS];
-    int32_t products[WF_MOST_TERMS];
-    int8_t *query = aligned_alloc(WF_ALIGNMENT, WF_MOST_TERMS * stride);
-    if (!query)
-        return -1;
-    for (size_t t = 0; t < ask->terms; t++) {
-        const wf_term *same = wf_postings_find(ask->postings, ask->hashes[t]);
-        if (same && keep(matches, (wf_match){same, (uint32_t)t, 1.0f}))
-            goto full;
-        if (ask->numbers[t] < words->count) {
-            memcpy(query + known * stride, words->rows + ask->numbers[t] * stride, stride);
-            asked[known++] = (uint32_t)t;
-        }
+    const wf_postings *postings = ask->postings;
+    wf_asked asked;
+    int failed = take_words(ask, &asked);
+    for (size_t t = 0; t < ask->terms && !failed; t++) {
+        const wf_term *same = wf_postings_find(postings, ask->hashes[t]);
+        failed = same && keep(matches, (wf_match){same, (uint32_t)t, 1.0f});
     }
-    for (size_t i = 0; known && ask->postings->slots && i <= ask->postings->mask; i++) {
-        const wf_term *term = &ask->postings->slots[i];
-        if (!term->count || term->word >= words->count)
-            continue;
-        ask->scan(query, stride, words->rows + term->word * stride, known, products);
-        for (size_t q = 0; q < known; q++) {
-            float scale = words->scale[term->word] * words->scale[ask->numbers[asked[q]]];
-            float match = ((float)products[q] * scale - 0.3f) / 0.7f;
-            if (match > 0.0f && term->hash != ask->hashes[asked[q]] &&
-                keep(matches, (wf_match){term, asked[q], match < 1.0f ? match : 1.0f}))
-                goto full;
-        }
+    for (size_t i = 0; asked.count && postings->slots && i <= postings->mask && !failed; i++) {
+        const wf_term *term = &postings->slots[i];
+        if (term->count && term->word < ask->words->count && asked.worth[term->word])
+            failed = match_kindred(ask, &asked, term, matches);
     }
-    free(query);
-    return 0;
-full:
-    free(query);
-    return -1;
+    free(asked.rows);
+    free(asked.worth);
+    return failed ? -1 : 0;
 }
 
 static void raise_to(float *values, uint32_t row, float value)
@@ -372,14 +412,14 @@ static void see_to_rows(wf_work *work, const wf_ask *ask)
 static size_t best_rows(const wf_work *work, const wf_ask *ask)
 {
     size_t size = 0;
-    for (size_t i = 0; i < work->n; i++) {
-        float score = 0.0f;
-        if (!work->visible[i])
-            continue;
-        for (size_t part = 0; part < WF_PARTS; part++)
-            score += ask->weights[part] * work->part[part][i];
-        size = wf_offer(ask->hits, size, ask->k, (wf_hit){(uint32_t)i, score});
-    }
+    float *score = work->best;
+    memset(score, 0, work->n * sizeof *score);
+    for (size_t part = 0; part < WF_PARTS; part++)
+        for (size_t i = 0; i < work->n; i++)
+            score[i] += ask->weights[part] * work->part[part][i];
+    for (size_t i = 0; i < work->n; i++)
+        if (work->visible[i])
+            size = wf_offer(ask->hits, size, ask->k, (wf_hit){(uint32_t)i, score[i]});
     wf_best_first(ask->hits, size);
     return size;
 }

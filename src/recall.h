@@ -15,6 +15,12 @@ typedef struct {
     size_t count, stride;
 } wf_words;
 
+/* The words that match one of them at all. */
+typedef struct {
+    const uint16_t *list;    /* NULL: not known, it may be any */
+    size_t count;
+} wf_kindred;
+
 enum {                       /* the parts of a score, see pyx/_recall.pyx */
     WF_COVERAGE, WF_SESSION, WF_COSINE, WF_AROUND, WF_REPLY, WF_DATE, WF_SPEAKER, WF_QUESTION, WF_RECENCY, WF_PARTS
 };
@@ -25,6 +31,7 @@ typedef struct {
     const wf_words *words;
     uint64_t hashes[WF_MOST_TERMS];
     uint16_t numbers[WF_MOST_TERMS]; /* the terms' words, WF_NO_WORD for none */
+    wf_kindred kindred[WF_MOST_TERMS];
     size_t terms;
     float *vector;           /* [dimension] of unit length, NULL for none */
     float *mean;             /* [dimension], of the rows' vectors */
@@ -43,6 +50,9 @@ typedef struct {
     float *parts;            /* [WF_PARTS][rows.count], wanted by tests and fits; else NULL */
     ptrdiff_t found;         /* hits, best first; -1 without memory */
 } wf_ask;
+
+/* The words kindred to the one of that number, to `list` [count]; returns how many; `products` has room for [count]. */
+size_t wf_find_kindred(const wf_words *words, size_t number, wf_scan scan, int32_t *products, uint16_t *list);
 
 void wf_answer(wf_ask *ask);
 void wf_answer_all(wf_ask *asks, size_t count, size_t threads); /* on at most `threads` threads, the caller's among them */

@@ -74,9 +74,9 @@ ASKED = st.builds(
 )
 
 
-def table_of(segment, asking, path=None):
+def table_of(segment, asking, path=None, words=TABLE):
     out = np.full((len(PARTS), len(segment[0])), np.nan, np.float32)
-    parts(question_of(segment, TABLE, asking, path=path), out)
+    parts(question_of(segment, words, asking, path=path), out)
     return out
 
 
@@ -118,6 +118,14 @@ def test_words_of_rows_that_may_not_be_seen_change_nothing(turns, asking, other)
     before = table_of(segment_of(turns, DIMENSION), asking)[:, seen]
     after = table_of(segment_of(others, DIMENSION), asking)[:, seen]
     assert after == pytest.approx(before, abs=1e-6)
+
+
+@settings(deadline=None, max_examples=50)
+@given(turns=segments(), asking=ASKED)
+def test_what_words_are_kindred_to_is_found_anew_or_remembered_with_the_same_bits(turns, asking):
+    segment, fresh = segment_of(turns, DIMENSION), words_of(VECTORS)[0]
+    tables = [table_of(segment, asking, words=fresh) for _ in range(5)]  # two words a question are looked up
+    assert all((table == tables[0]).all() for table in tables)
 
 
 def many(count, seed=0):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from .terms import analysed
@@ -14,6 +15,10 @@ __all__ = ["Asked", "ends_asking"]
 
 CHARACTERS: Final = 64 << 10  # of a text are searched by words
 SHORTEST_NAME: Final = 3  # letters
+LONGEST_NAME: Final = 100
+NAMES_KEPT: Final = 1024
+WORD: Final = re.compile(r"[^\W\d_]+")
+NAME: Final = re.compile(r"[^\W\d_]+(?:'s)?")
 # "march" and "may" are also other words: they are months only with a capital.
 MONTH: Final = re.compile(
     r"\b(?:(?i:(jan)(?:uary)?|(feb)(?:ruary)?|(apr)(?:il)?|(june?)|(july?)|(aug)(?:ust)?|(sept?)(?:ember)?|(oct)(?:ober)?"
@@ -40,24 +45,31 @@ class Asked(NamedTuple):
         Their names are no search terms: they stand in so many texts that they would drown what is asked.
         """
         text = text[:CHARACTERS]
-        beginnings = {name: beginnings_of(name) for name in speakers}
-        found = analysed(text, frozenset().union(*beginnings.values())) if beginnings else analysed(text)
+        found = analysed(text, all_beginnings(tuple(speakers))) if speakers else analysed(text)
         months = bits(NUMBER_OF_GROUP[match.lastindex - 1] for match in MONTH.finditer(text) if match.lastindex)
         days = bits(int(day) for day in DAY.findall(text)) if months else 0
         terms, numbers = [stem for stem, _ in found], [word for _, word in found]
-        return cls(terms, numbers, months, days, named(text, speakers, beginnings))
+        return cls(terms, numbers, months, days, named(text, speakers))
 
 
-def named(text: str, speakers: Mapping[str, int], beginnings: Mapping[str, frozenset[str]]) -> int:
-    said = {word.removesuffix("'s") for word in re.findall(r"[^\W\d_]+(?:'s)?", text.lower())}
-    meant = [speakers[name] for name, parts in beginnings.items() if parts & said]
+def named(text: str, speakers: Mapping[str, int]) -> int:
+    if not speakers:
+        return -1
+    said = {word.removesuffix("'s") for word in NAME.findall(text.lower())}
+    meant = [number for name, number in speakers.items() if not said.isdisjoint(beginnings_of(name))]
     return meant[0] if len(meant) == 1 else -1
 
 
+@lru_cache(NAMES_KEPT)
 def beginnings_of(name: str) -> frozenset[str]:
     """Return every beginning, of three letters or more, of each word of a name."""
-    parts = re.findall(r"[^\W\d_]+", name.lower())
+    parts = WORD.findall(name[:LONGEST_NAME].lower())
     return frozenset(part[:end] for part in parts for end in range(SHORTEST_NAME, len(part) + 1))
+
+
+@lru_cache(NAMES_KEPT)
+def all_beginnings(names: tuple[str, ...]) -> frozenset[str]:
+    return frozenset().union(*map(beginnings_of, names))
 
 
 def ends_asking(text: str) -> bool:
