@@ -51,6 +51,6 @@ async def test_the_cuts_find_what_they_look_for(monkeypatch, way):
     else:
         monkeypatch.setattr("whisper_fast.store.opened.settle_log", lambda *_: None)
     found = Counter()
-    for seed in range(4):
-        found.update(await total(150, seed, monkeypatch))
+    for seed in range(3):
+        found.update(await total(80, seed, monkeypatch))
     assert found["lost"] + found["damaged"]

@@ -33,7 +33,7 @@ from .pipeline import Pipeline
 from .retention import Retention
 from .store.backup import backup
 from .store.claims import Claims
-from .store.schema import forget_user
+from .store.schema import everyone, forget_user
 from .store.sqlite import Database
 from .ticket import ReplyStream, Ticket
 from .turns import Turns
@@ -243,7 +243,11 @@ class Engine:
         }
 
     async def forget(self, user: str) -> None:
-        """Delete everything of `user`: memories, conversations, journal; after the user's running turn."""
+        """Delete everything of `user`: memories, conversations, journal; after the user's running turn.
+
+        When this returns nothing of it can be read any more, also after a power cut. Its traces in the files are
+        wiped by a compaction that follows by itself; backups that were made before keep what they hold.
+        """
         place = self._lanes.enter(checked_user(user))
         try:
             upto = await self._database.write(last)
@@ -252,6 +256,11 @@ class Engine:
             raise
         place.start(partial(self._forget, user, upto), "forget", slot=False)
         await place.ended()
+
+    async def forget_everyone(self) -> None:
+        """Delete everything of all users, of one after the other, as `forget` does it."""
+        for user in await self._database.read(everyone):
+            await self.forget(user)
 
     async def export(self, user: str) -> AsyncIterator[dict[str, Any]]:
         """Yield the memories of `user`, all turns so far included, as dicts that `memory.add_many` takes again."""

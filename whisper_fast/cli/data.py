@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +15,6 @@ from .terminal import DataDir, Json, configure_logging, console, emit, load_sett
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
-
-    import apsw
 
     from ..settings import Settings
     from ..store.sqlite import Database
@@ -127,24 +126,26 @@ async def collect(settings: Settings, user: str) -> list[dict[str, Any]]:
 
 
 async def erase(settings: Settings, user: str) -> int:
-    """Delete the rows of `user` and return how many there were."""
+    """Delete the rows of `user` and their traces, and return how many there were."""
+    from ..errors import StoreLocked
     from ..store.schema import forget_user
 
-    def job(connection: apsw.Connection) -> int:
-        before = connection.total_changes()
-        forget_user(connection, user)
-        return connection.total_changes() - before
-
-    async with opened(settings) as database:
-        return await database.write(job)
+    try:
+        async with opened(settings, alone=True) as database:
+            deleted = await database.write(partial(forget_user, user=user))
+            await database.compact()
+    except StoreLocked:  # an engine runs: it wipes the traces itself, for it may have them in memory
+        async with opened(settings) as database:
+            deleted = await database.write(partial(forget_user, user=user))
+    return deleted
 
 
 @asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Database]:
-    """Open the data folder without asking to be the only one: a running engine notices what was changed."""
+async def opened(settings: Settings, *, alone: bool = False) -> AsyncIterator[Database]:
+    """Open the data folder, by default without asking to be the only one: an engine notices what was changed."""
     from ..store.sqlite import Database
 
-    database = await Database.open(settings.data_dir, exclusive=False)
+    database = await Database.open(settings.data_dir, exclusive=alone)
     try:
         yield database
     finally:

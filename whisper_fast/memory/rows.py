@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from ..store.schema import next_memory_id
+from ..store.schema import next_memory_id, want_compaction
 from .index import Content
 from .item import Item
 
@@ -152,15 +152,18 @@ def replace_vectors(
 
 def delete(connection: apsw.Connection, user: str, number: int) -> bool:
     """Delete one memory; return whether it was there."""
-    return (
-        connection.execute("DELETE FROM memory WHERE user = ? AND id = ? RETURNING id", (user, number)).get
-        is not None
-    )
+    connection.execute("DELETE FROM memory WHERE user = ? AND id = ?", (user, number))
+    if not connection.changes():
+        return False
+    want_compaction(connection)
+    return True
 
 
 def delete_user(connection: apsw.Connection, user: str) -> None:
     """Delete all memories of `user`, and that there were any."""
     connection.execute("DELETE FROM memory WHERE user = ?", (user,))
+    if connection.changes():
+        want_compaction(connection)
     connection.execute("DELETE FROM memory_counter WHERE user = ?", (user,))
 
 

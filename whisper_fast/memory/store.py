@@ -15,6 +15,7 @@ from ..errors import InvalidMessage, WhisperFastError
 from ..message import Recalled, checked_user
 from ..models.embedder import StaticEmbedder
 from ..store.files import DATABASE
+from ..store.schema import everyone
 from ..store.sqlite import Database
 from . import rows
 from .chroma import ChromaMemory
@@ -223,6 +224,11 @@ class MemoryStore:
         checked_user(user)
         await self._write(partial(rows.delete_user, user=user), lambda _: self._drop(user))
         await self._indexing.forget(user)
+
+    async def forget_everyone(self) -> None:
+        """Delete all that is remembered of all users, of one after the other."""
+        for user in await self._database.read(everyone):
+            await self.forget(user)
 
     async def delete(self, user: str, number: int) -> bool:
         """Delete one memory by its id; return whether it was there."""

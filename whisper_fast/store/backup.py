@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import apsw
 
 from ..errors import StoreCorrupt, StoreError, StoreReadOnly
+from .compaction import scrub_file
 from .files import DATABASE, FolderLock, connect, private_file, private_folder, sync_folder, translate
 from .schema import USER_TABLES, version_of
 
@@ -134,6 +135,8 @@ def snapshot(connection: apsw.Connection, target: Path) -> dict[str, object]:
                 rows = counts(connection)
                 copy(connection, copied)
             copied.pragma("journal_mode", "delete")  # one file, no -wal beside it
+        scrub_file(os.fspath(draft))
+        with closing(apsw.Connection(os.fspath(draft))) as copied:
             verify(copied, rows)
         size = settle(draft, target)
     except apsw.Error as error:

@@ -16,7 +16,17 @@ from .files import translate
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["APPLICATION_ID", "USER_TABLES", "VERSION", "forget_user", "migrate", "next_memory_id", "version_of"]
+__all__ = [
+    "APPLICATION_ID",
+    "USER_TABLES",
+    "VERSION",
+    "everyone",
+    "forget_user",
+    "migrate",
+    "next_memory_id",
+    "version_of",
+    "want_compaction",
+]
 
 APPLICATION_ID = 0x57464153  # "WFAS": tells our files from other people's databases
 
@@ -76,6 +86,9 @@ MIGRATIONS = (
     ALTER TABLE journal_by_user RENAME TO journal;
     CREATE INDEX journal_open ON journal (id) WHERE state < 2;
     """,
+    """
+    CREATE TABLE compaction (id INTEGER PRIMARY KEY AUTOINCREMENT);  -- a row for each deletion that left traces
+    """,
 )
 VERSION = len(MIGRATIONS)
 
@@ -120,16 +133,32 @@ def migrate(connection: apsw.Connection, before: Callable[[int], None]) -> None:
         connection.pragma("user_version", VERSION)
 
 
-def forget_user(connection: apsw.Connection, user: str, upto: int | None = None) -> None:
-    """Delete every row of `user`, in every table; call it inside a write job.
+def forget_user(connection: apsw.Connection, user: str, upto: int | None = None) -> int:
+    """Delete every row of `user`, in every table, and return how many there were; call it inside a write job.
 
     Turns after the journal entry `upto` stay: they came after the wish to forget.
     """
+    before = connection.total_changes()
     turns = {"journal": " AND id <= ?", "conversation": " AND turn <= ?"} if upto is not None else {}
     for table in USER_TABLES:
         later = turns.get(table, "")
         sql = f"DELETE FROM {table} WHERE user = ?{later}"  # noqa: S608 - names of ours
         connection.execute(sql, (user, upto) if later else (user,))
+    deleted = connection.total_changes() - before
+    want_compaction(connection)
+    return deleted
+
+
+def everyone(connection: apsw.Connection) -> list[str]:
+    """Return all users of whom something is stored."""
+    sql = " UNION ".join(f"SELECT user FROM {table}" for table in USER_TABLES)  # noqa: S608 - names of ours
+    return [user for (user,) in connection.execute(sql)]
+
+
+def want_compaction(connection: apsw.Connection) -> int:
+    """Note that something was deleted whose traces must go too, inside the write job; return the note's number."""
+    connection.execute("INSERT INTO compaction DEFAULT VALUES")
+    return connection.last_insert_rowid()
 
 
 def next_memory_id(connection: apsw.Connection, user: str) -> int:

@@ -11,6 +11,7 @@ from .files import DATABASE
 from .health import Health
 from .opened import Opened
 from .readers import Readers
+from .schema import want_compaction
 from .writer import Writer
 
 if TYPE_CHECKING:
@@ -33,11 +34,21 @@ class Database:
         self.path = opened.path
         self.folder = opened.path.parent
         self._closed = False
+        self._exclusive = opened.lock is not None
         self._loop = asyncio.get_running_loop()
         self._listeners: list[Callable[[], None]] = []
         self._health = Health()
         self._readers = Readers(opened.path, vfs, self._health.found_damage)
-        self._writer = Writer(opened, self._health, vfs, self._readers.let_go, self._changed)
+        self._compacted = 0
+        self._compactions: list[tuple[int, asyncio.Future[None]]] = []
+        self._writer = Writer(
+            opened,
+            self._health,
+            vfs,
+            let_go=self._readers.let_go,
+            changed=self._changed,
+            traceless=self._traceless,
+        )
 
     @classmethod
     async def open(
@@ -98,6 +109,18 @@ class Database:
             raise Closed("the database is closed")
         return await self._loop.run_in_executor(self._readers.threads, partial(self._readers.read, job))
 
+    async def compact(self) -> None:
+        """Wait until no file of the folder holds a trace of what was deleted before; it begins by itself, too.
+
+        Backups that were made before the deletion are not touched. Beside an engine it only notes the wish: the
+        engine does it after its next message. Raises StoreError, Closed.
+        """
+        number = await self.write(want_compaction)
+        if self._exclusive and number > self._compacted:
+            gone: asyncio.Future[None] = self._loop.create_future()
+            self._compactions.append((number, gone))
+            await gone
+
     def on_foreign_change(self, listener: Callable[[], None]) -> None:
         """Call `listener` on the loop when another process has written: what is cached may be old."""
         self._listeners.append(listener)
@@ -108,6 +131,9 @@ class Database:
             return
         self._closed = True
         await asyncio.to_thread(self._shut)
+        for _, gone in self._compactions:
+            if not gone.done():
+                gone.set_exception(Closed("the database was closed before what was deleted had left no trace"))
 
     def _shut(self) -> None:
         self._readers.close()
@@ -116,3 +142,10 @@ class Database:
     def _changed(self) -> None:
         for listener in self._listeners:
             listener()
+
+    def _traceless(self, upto: int) -> None:
+        self._compacted = upto
+        for number, gone in self._compactions:
+            if number <= upto and not gone.done():
+                gone.set_result(None)
+        self._compactions = [(number, gone) for number, gone in self._compactions if not gone.done()]

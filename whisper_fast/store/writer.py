@@ -13,12 +13,14 @@ import asyncio
 import logging
 import queue
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import apsw
 
 from ..errors import StoreError
 from .checkpoints import Checkpoints, checkpoint
+from .compaction import Compaction
 from .files import DISK_ERRORS, translate
 
 if TYPE_CHECKING:
@@ -60,8 +62,9 @@ class Write:
 class Writer:
     """The thread and its queue.
 
-    let_go   called when the database is another file: closes everybody else's connections
-    changed  called on the loop when somebody else has written, or may have
+    let_go     called when the database is another file: closes everybody else's connections
+    changed    called on the loop when somebody else has written, or may have
+    traceless  called on the loop with the number of the last deletion whose traces are gone
     """
 
     def __init__(
@@ -69,8 +72,10 @@ class Writer:
         opened: Opened,
         health: Health,
         vfs: str | None,
+        *,
         let_go: Callable[[], None],
         changed: Callable[[], None],
+        traceless: Callable[[int], None],
     ) -> None:
         self.health = health
         self.commits = 0
@@ -80,6 +85,7 @@ class Writer:
         self._loop = asyncio.get_running_loop()
         self._let_go = let_go
         self._changed = changed
+        self._traceless = traceless
         self._foreign = False
         self._jobs: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
         self._last = False
@@ -87,6 +93,7 @@ class Writer:
         self._log_pages = 0
         self._checkpoints = Checkpoints(opened.path, vfs)
         self._seen = 0
+        self._compaction = Compaction(vfs, self._compacted)
         self._take(opened)
         self._thread = threading.Thread(target=self._run, name="whisper-fast-writer", daemon=True)
         self._thread.start()
@@ -105,11 +112,17 @@ class Writer:
     def _run(self) -> None:
         try:
             while not self._last:
-                self._group = self._gather(self.health.wait())
+                self._group = self._gather(self._wait())
                 self._serve(self._group)
+            if self.health.problem is None:
+                self._compaction.finish(self._opened)
         except BaseException as error:  # whatever it is, nobody may wait for ever
             log.exception("the writer has ended")
             self._refuse_all(StoreError(f"the writer has ended, restart the engine: {type(error).__name__}: {error}"))
+
+    def _wait(self) -> float | None:
+        """Return how long to wait for a job: until the next probe, or the next slice of a compaction."""
+        return self.health.wait() if self.health.problem is not None else self._compaction.wait(idle=True)
 
     def _serve(self, group: list[Write]) -> None:
         try:
@@ -118,6 +131,8 @@ class Writer:
             if group:
                 self._write(group)
                 self._checkpoint()
+            if self.health.problem is None and self._compaction.wait(idle=not group) == 0.0:
+                self._compaction.step(self._opened)
         except Exception as error:  # a fault of ours: everybody is told, and a new connection is tried
             log.exception("the writer met what it did not expect")
             self._fail(group, self._ours(error))
@@ -155,6 +170,7 @@ class Writer:
             return
         if self.health.problem is not None:
             self._probe()  # it fitted: before anybody is told, see whether all is well again
+        self._look_for_deletions()
         self._count(group)
         self._tell(group)
 
@@ -219,6 +235,10 @@ class Writer:
         self.commits += 1
         self.writes += len(group)
 
+    def _compacted(self, upto: int) -> None:
+        with suppress(RuntimeError):  # a loop that is closed has nobody left
+            self._loop.call_soon_threadsafe(self._traceless, upto)
+
     def _tell(self, group: list[Write]) -> None:
         """Wake everybody in a group with one call to the loop; a loop that is closed has nobody left."""
         foreign, self._foreign = self._foreign, False
@@ -240,8 +260,13 @@ class Writer:
             self._foreign = True
             self.health.found_damage(None)  # it may have been mended; if not, the next reader says so
 
+    def _look_for_deletions(self) -> None:
+        if self._opened.lock is not None:  # whoever else has the file open may keep traces in memory
+            self._compaction.look(self._opened.connection)
+
     def _take(self, opened: Opened) -> None:
         self._opened = opened
+        self._look_for_deletions()
         self._seen = opened.connection.pragma("data_version")
         opened.connection.set_wal_hook(self._logged)  # in place of SQLite's own checkpoint, which keeps silent
 
