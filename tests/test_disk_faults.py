@@ -2,18 +2,20 @@
 the state is said, and it goes on by itself."""
 
 import asyncio
+import ctypes
 import itertools
 import logging
 import os
 import shutil
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import apsw
 import pytest
 from scripted import quick, said
 
 from whisper_fast import Engine, Settings, errors
+from whisper_fast.doctor import store
 from whisper_fast.journal import Journal, encoded
 from whisper_fast.lab.faulty_disk import METHODS, FaultyDisk, memory_folder
 from whisper_fast.message import Message, Reply
@@ -257,14 +259,63 @@ async def test_the_engine_says_that_it_is_not_ready_and_goes_on(tmp_path):
         await well(engine._database)
         assert engine.ready() == {"ready": True, "store": "ok"}
         assert (await engine.respond(said("ada", "after"))).text
-    assert {message for message, _ in stored(tmp_path)} >= {"before", "after"}
+    assert {message for message, _ in remembered(tmp_path)} >= {"before", "after"}
 
 
-def stored(folder):
+def remembered(folder):
     connection = apsw.Connection(str(folder / DATABASE))
     rows = list(connection.execute("SELECT text, reply FROM conversation"))
     connection.close()
     return rows
+
+
+async def test_doctor_names_a_damaged_database(folder):
+    problems = []
+    assert "none yet" in store(folder, problems)
+    await (await Database.open(folder)).close()
+    assert (store(folder, problems), problems) == ("ok", [])
+    await (await damaged(folder)).close()
+    assert store(folder, problems) == "StoreCorrupt"
+    assert "whisper-fast restore" in problems.pop()
+    (folder / DATABASE).write_bytes(b"not a database" * 500)
+    assert store(folder, problems) == "StoreCorrupt"
+
+
+class SystemCalls(apsw.VFS):
+    """The system calls of SQLite's own VFS, to be replaced; what it maps (the `-shm` file) no Python VFS sees."""
+
+    def __init__(self):
+        super().__init__("system-calls", "unix")
+
+
+@contextmanager
+def without_mmap():
+    """Let every mmap of SQLite's fail, as where a process may map no more."""
+    fails = ctypes.CFUNCTYPE(ctypes.c_void_p)(lambda: -1 % (1 << 64))  # MAP_FAILED, whatever it is asked
+    calls = SystemCalls()
+    calls.xSetSystemCall("mmap", ctypes.cast(fails, ctypes.c_void_p).value)
+    try:
+        yield
+    finally:
+        calls.xSetSystemCall("mmap", 0)
+        calls.unregister()
+
+
+async def test_shared_memory_that_cannot_be_had(folder, monkeypatch):
+    monkeypatch.setattr("whisper_fast.store.checkpoints.PAGES", 1 << 30)
+    with without_mmap(), pytest.raises(errors.StoreIOError):
+        await Database.open(folder)
+    database = await Database.open(folder)
+    await database.write(lambda connection: None)
+    wanted = [f"{n:05} {'x' * 9000}" for n in range(3000)]  # a log so long that its index needs another piece
+    with without_mmap():
+        told = await asyncio.gather(*(database.write(add(name)) for name in wanted), return_exceptions=True)
+    assert {type(result) for result in told} == {type(None), errors.StoreIOError}
+    await well(database)
+    stored = [name for name, result in zip(wanted, told, strict=True) if result is None]
+    assert await database.read(names) == stored
+    await database.write(add("later"))
+    await database.close()
 
 
 async def test_a_deleted_log_is_noticed_before_anything_is_acknowledged(database):

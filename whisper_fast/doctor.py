@@ -7,6 +7,7 @@ import platform
 import shutil
 import statistics
 import subprocess
+from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from .errors import LLMError, LLMTimeout, LLMUnavailable, StoreError
+from .errors import LLMError, LLMTimeout, LLMUnavailable, StoreError, StoreReadOnly
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -25,6 +26,7 @@ __all__ = ["examine", "fsync_ms", "limits"]
 FSYNCS = 15
 SLOW_FSYNC_MS = 50.0
 FREE_MB = 512
+CHECKED_BYTES = 256 << 20
 ANSWER_SECONDS = 3.0
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -39,6 +41,7 @@ async def examine(settings: Settings) -> dict[str, Any]:
         "llm": await model(settings, problems),
         "auth": access(settings, problems),
         "data_dir": str(settings.data_dir),
+        "store": store(settings.data_dir, problems),
         "free_mb": space(settings.data_dir, problems),
         "loop": event_loop(),
         "compiler": compiler(),
@@ -74,6 +77,45 @@ def disk(data_dir: Path, problems: list[str]) -> float | None:
     if took > SLOW_FSYNC_MS:
         problems.append(f"an fsync takes {took:.0f} ms, and every reply waits for three; use a faster disk")
     return took
+
+
+def store(data_dir: Path, problems: list[str]) -> str:
+    """Return what the database says of itself: `ok`, that there is none yet, or what is wrong with it.
+
+    One of up to 256 MB is read through.
+    """
+    from .store.files import DATABASE, connect
+    from .store.schema import version_of
+
+    path = data_dir / DATABASE
+    if not path.is_file():
+        return "none yet; the first start makes it"
+    try:
+        with closing(connect(path, readonly=True)) as connection:
+            version_of(connection)
+            check_pages(connection, path)
+        if not os.access(path, os.W_OK):
+            raise StoreReadOnly(f"{path}: it cannot be written; check the owner and the mount")
+    except StoreError as error:
+        problems.append(str(error))
+        return type(error).__name__
+    return "ok"
+
+
+def check_pages(connection: Any, path: Path) -> None:
+    """Read a database through. Raises StoreCorrupt for a damaged page, StoreError of the fitting kind else."""
+    import apsw
+
+    from .store.files import translate
+
+    if path.stat().st_size > CHECKED_BYTES:
+        return
+    try:
+        found = connection.execute("PRAGMA quick_check(1)").get
+    except apsw.Error as error:
+        raise translate(error, str(path)) from error
+    if found != "ok":
+        raise translate(apsw.CorruptError(f"{found:.200}"), str(path))
 
 
 def fsync_ms(folder: Path) -> float:
