@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from whisper_fast.memory import MemoryStore
+from whisper_fast.models.embedder import StaticEmbedder
+from whisper_fast.store.sqlite import Database
 
 USERS, EACH, RECALLS, AT_ONCE = 1_000, 1_000, 20_000, 64
 LARGE = 20_000
@@ -71,8 +73,19 @@ async def lag(folder):
     return lines
 
 
+@asynccontextmanager
+async def large(folder):
+    """A store that keeps all segments in memory: what is measured is not the reading."""
+    database = await Database.open(folder)
+    memory = MemoryStore(database, StaticEmbedder(), cache_bytes=2 << 30)
+    await memory.start()
+    yield memory
+    await memory.close()
+    await database.close()
+
+
 async def throughput(folder):
-    async with MemoryStore.open(folder) as memory:
+    async with large(folder) as memory:
         for user in range(USERS):
             await memory.add_many(f"u{user}", texts(EACH, user))
         for user in range(USERS):

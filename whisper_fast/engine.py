@@ -163,7 +163,7 @@ class Engine:
             if settings.use_redis_cache:
                 await engine._share()
             await engine._turns.recovery.start()
-            engine.memory.start()
+            await engine.memory.start()
             engine._beside(engine._retention.run(), "retention")
             yield engine
 

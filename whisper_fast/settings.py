@@ -92,7 +92,9 @@ class Settings(BaseSettings):
 
     # what is kept in memory
     memory_cache_bytes: int = Field(256 * MIB, ge=MIB)
-    ann_rows: int = Field(150_000, ge=1)  # memories of one user from which hnswlib wins, see benches/bench_index.py
+    ann_rows: int = Field(
+        1_000_000, ge=1
+    )  # memories of one user from which hnswlib proposes, see benches/bench_index.py
     conversation_cache_bytes: int = Field(64 * MIB, ge=MIB)
     conversation_cache_timeout_minutes: float = plan("CONVERSATION_CACHE_TIMEOUT_MINUTES", 15.0, gt=0)
     conversation_cache_bootstrap_limit: int = plan("CONVERSATION_CACHE_BOOTSTRAP_LIMIT", 20, ge=0)

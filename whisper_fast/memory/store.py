@@ -25,6 +25,7 @@ from .item import Item, as_item, checked_question
 from .pending import Pending
 from .reembedding import Reembedding
 from .segment import TERM_CHARACTERS, Segment, item_terms
+from .words import words
 
 if TYPE_CHECKING:
     import os
@@ -47,7 +48,7 @@ CACHE_BYTES: Final = 256 << 20
 INLINE_ROWS: Final = 20_000  # a recall over more goes to a thread: it would hold the loop for over a millisecond
 INLINE_CHARACTERS: Final = 16_384  # so many characters are cut into terms on the loop, in about a millisecond
 INLINE_LOADED: Final = 8  # so few memories are made a segment on the loop
-ANN_ROWS: Final = 150_000  # where hnswlib begins to win over the exact scan, see benches/bench_index.py
+ANN_ROWS: Final = 1_000_000  # benches/bench_index.py: below 200,000 a whole recall is not quicker through hnswlib
 INLINE_ITEMS: Final = 256  # so many memories are checked and shown on the loop; a longer list is read back instead
 PAGE: Final = 500  # memories read at a time by an export
 
@@ -107,11 +108,12 @@ class MemoryStore:
             store = cls(database, embedder)
             database.on_foreign_change(store.clear_cache)
             stack.push_async_callback(store.close)
-            store.start()
+            await store.start()
             yield store
 
-    def start(self) -> None:
-        """Begin to embed again, in the background, what another embedder has left. Recalls go on meanwhile."""
+    async def start(self) -> None:
+        """Read what all recalls need, and begin to embed again in the background what another embedder has left."""
+        await asyncio.to_thread(words)  # else the first recall would do it on the loop
         self._reembedding.wake()
 
     async def close(self) -> None:
