@@ -3,7 +3,7 @@
 from glob import glob
 
 from Cython.Build import cythonize
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 
 # An extension's C sources are src/<its name without the underscore>*.c, and those that it shares; all headers and
 # externs are dependencies, so that a change rebuilds what it touches and the sdist holds every file.
@@ -24,16 +24,7 @@ def extension(pyx: str) -> Extension:
 
 
 setup(
-    packages=[
-        "whisper_fast",
-        "whisper_fast.cli",
-        "whisper_fast.door",
-        "whisper_fast.lab",
-        "whisper_fast.llm",
-        "whisper_fast.memory",
-        "whisper_fast.models",
-        "whisper_fast.store",
-    ],
+    packages=find_packages(include=["whisper_fast", "whisper_fast.*"]),  # never src/, which holds C
     package_data={
         "whisper_fast": ["py.typed", "*.pyi"],
         "whisper_fast.models": ["data/*"],
