@@ -6,8 +6,16 @@ import pytest
 from scripted import ScriptedLLM, quick, said
 
 from whisper_fast import Engine, Settings
-from whisper_fast.errors import InvalidMessage, LLMRejected, LLMUnavailable, SettingsError, StoreError
+from whisper_fast.errors import (
+    InvalidMessage,
+    LLMMisconfigured,
+    LLMRejected,
+    LLMUnavailable,
+    SettingsError,
+    StoreError,
+)
 from whisper_fast.journal import audit
+from whisper_fast.llm.wire import refusal
 from whisper_fast.store.backup import restore
 
 
@@ -30,6 +38,30 @@ async def test_what_can_never_be_answered_is_not_tried_at_every_start(settings):
     async with Engine.open(settings, llm=quick()) as engine:
         assert (await engine.respond(said("ada", "hi", id="1"))).text
     assert audit(settings.data_dir)["failed"] == 1
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 404])
+async def test_a_message_outlives_a_wrong_key_and_is_answered_when_it_is_right(settings, monkeypatch, status):
+    monkeypatch.setattr("whisper_fast.retries.FIRST", 0.001)
+    monkeypatch.setattr(LLMMisconfigured, "retry_after", 0.001)
+    mended, asked_again = asyncio.Event(), asyncio.Event()
+
+    def answer(_):
+        if mended.is_set():
+            asked_again.set()
+            return "here I am"
+        raise refusal(status, "model", b"")
+
+    llm = ScriptedLLM(answer)
+    async with Engine.open(settings, llm=llm) as engine:
+        with pytest.raises(LLMMisconfigured) as caught:
+            await engine.respond(said("ada", "hi", id="1"))
+        assert not caught.value.retriable
+        assert audit(settings.data_dir)["failed"] == 0
+        mended.set()
+        await asked_again.wait()
+    found = audit(settings.data_dir)
+    assert (found["open"], found["failed"], found["done"]) == (0, 0, 1)
 
 
 async def test_a_restore_never_gives_one_users_reply_to_another(settings, tmp_path):

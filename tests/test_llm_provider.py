@@ -20,6 +20,7 @@ from whisper_fast.errors import (
     Closed,
     InvalidMessage,
     LLMError,
+    LLMMisconfigured,
     LLMProtocolError,
     LLMRateLimited,
     LLMRejected,
@@ -48,7 +49,7 @@ EXPECTED = {
     "drip": LLMTimeout,
     "rate_limited": LLMRateLimited,
     "error": LLMUnavailable,
-    "rejected": LLMRejected,
+    "rejected": LLMMisconfigured,
     "invalid": LLMRejected,
     "bad_sse": LLMProtocolError,
     "bad_json": LLMProtocolError,
@@ -390,7 +391,7 @@ async def test_one_cancelled_asker_does_not_cancel_the_others():
 async def test_a_failed_question_for_the_model_reaches_each_asker_and_is_asked_again():
     async with FaultyLLM(SimulatedLLM(0), models=()) as server, asking(server, model=None) as provider:
         errors = await asyncio.gather(*(provider.chat(MESSAGES) for _ in range(3)), return_exceptions=True)
-        assert [type(error) for error in errors] == [LLMRejected] * 3
+        assert [type(error) for error in errors] == [LLMMisconfigured] * 3
         assert len(set(map(id, errors))) == 3
         server.models.append("loaded-since")
         assert (await provider.chat(MESSAGES)).text

@@ -17,7 +17,9 @@ from whisper_fast.lab.faulty import FaultyLLM
 from whisper_fast.llm import Endpoint, LLMPool, OpenAIProvider, SimulatedLLM, Timeouts
 from whisper_fast.llm.pieces import PieceReader
 from whisper_fast.llm.silence import Silence
+from whisper_fast.llm.slots import Slots
 from whisper_fast.llm.tokens import Tokens
+from whisper_fast.llm.upstream import TOKENS
 from whisper_fast.message import Usage
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -375,3 +377,39 @@ async def test_a_call_may_be_cancelled_at_any_await(stream):
         async with asyncio.timeout(10):
             while server.connections:
                 await asyncio.sleep(0.002)
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+async def test_a_stream_that_does_not_end_is_charged_what_it_took(cancelled):
+    """Not what a call is expected to cost: whoever leaves long answers before their end would get them cheaply."""
+
+    async def script(writer):
+        writer.write(event("word " * 4000))
+        await writer.drain()
+        if cancelled:
+            await writer.wait_closed()
+
+    async with serving(script) as provider:
+        pool = LLMPool([provider], max_concurrent=1, hedging=lambda: False)
+        charged = []
+        settle = Slots.settle
+
+        def noted(slots, user, priority, difference, since):
+            charged.append((user, difference, since))
+            settle(slots, user, priority, difference, since)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Slots, "settle", noted)
+            pieces = pool.stream(HELLO, user="ada")
+            assert await anext(pieces)
+            if cancelled:
+                await pieces.aclose()
+            else:
+                with pytest.raises(LLMProtocolError):
+                    await read(pieces)
+        [(user, difference, since)] = charged
+        assert (user, since > 0) == ("ada", True)
+        tokens = pool.stats()["tokens"]
+        assert TOKENS + difference == tokens["prompt_tokens"] + tokens["completion_tokens"]
+        assert difference > 0
+        await pool.close()

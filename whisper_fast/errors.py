@@ -28,9 +28,11 @@
         ├── LLMRateLimited                  it answered 429
         ├── LLMTimeout (TimeoutError)       it did not answer in time
         ├── LLMRejected                     it refused the request (4xx): asking again will not help
+        │   └── LLMMisconfigured            it refused our key, our account or our address: its operator can mend that
         └── LLMProtocolError                what it answered is not the protocol
 
 Whether the same call may be tried again is the attribute `retriable`, never something to be read out of a text.
+Whether a message that failed so can never be answered, whoever mends what, is `final`.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ __all__ = [
     "Interrupted",
     "InvalidMessage",
     "LLMError",
+    "LLMMisconfigured",
     "LLMProtocolError",
     "LLMRateLimited",
     "LLMRejected",
@@ -72,9 +75,15 @@ __all__ = [
 
 
 class WhisperFastError(Exception):
-    """Base of all errors of this package; `retriable` says whether the same call may succeed later."""
+    """Base of all errors of this package; `retriable` says whether the same call may succeed later.
+
+    An accepted message whose error is `final` is closed; any other stays open. One whose error is `mendable` is
+    tried again later although its call is not.
+    """
 
     retriable = False
+    final = False
+    mendable = False
     retry_after: float | None = None  # seconds
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
@@ -95,6 +104,8 @@ class SettingsError(WhisperFastError, ValueError):
 
 class InvalidMessage(WhisperFastError, ValueError):
     """A message, memory or request cannot be accepted as it is; the text says what was found."""
+
+    final = True
 
 
 class IdReused(InvalidMessage):
@@ -235,6 +246,19 @@ class LLMTimeout(LLMError, TimeoutError):
 
 class LLMRejected(LLMError):
     """The endpoint refused the request; asking again with the same request will not help."""
+
+    final = True
+
+
+class LLMMisconfigured(LLMRejected):
+    """The endpoint refused the key, the account or the address, not what was said to it (401, 402, 403, 404).
+
+    The call fails at once; a message is kept and tried again, for whoever runs the server can mend it.
+    """
+
+    final = False
+    mendable = True
+    retry_after = 30.0
 
 
 class LLMProtocolError(LLMError):

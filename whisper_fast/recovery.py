@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from .errors import Closed, StoreError
+from .errors import Closed, StoreError, WhisperFastError
 from .retries import Retries
 
 if TYPE_CHECKING:
@@ -71,7 +71,11 @@ class Recovery:
 
     def failed(self, around: Round, error: Exception) -> None:
         """Try a round again later, if it may succeed then; otherwise it waits for the next start."""
-        if getattr(error, "retriable", isinstance(error, TimeoutError)):
+        if isinstance(error, WhisperFastError):
+            again = error.retriable or error.mendable
+        else:
+            again = isinstance(error, TimeoutError)
+        if again:
             ids = [entry.id for entry in around.entries]
             self._retries.later(*ids, failures=around.failures + 1, at_least=getattr(error, "retry_after", None))
 

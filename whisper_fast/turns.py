@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .errors import Busy, Closed, InvalidMessage, LLMError, LLMRejected, StoreError, WhisperFastError
+from .errors import Busy, Closed, LLMError, StoreError, WhisperFastError
 from .journal import Entry, encoded
 from .message import Message, Turn
 from .prompt import compose
@@ -250,7 +250,7 @@ class Turns:
             self._conversations.publish(entry.id, message, reply.text)
 
     async def _failed(self, around: Round, error: Exception) -> None:
-        """Tell the callers; an error that asking again cannot cure closes the entries, any other leaves them open."""
+        """Tell the callers; a final error closes the entries, any other leaves them open."""
         self.counts["failed"] += 1
         ours = isinstance(error, WhisperFastError)
         name = around.first.message.id
@@ -258,7 +258,7 @@ class Turns:
         why = f"status {error.status}" if quoting else error  # type: ignore[attr-defined]
         log.error("message %s: %s: %s", name, type(error).__name__, why, exc_info=None if ours else error)
         around.fail(error)
-        if isinstance(error, InvalidMessage | LLMRejected):
+        if getattr(error, "final", False):
             with suppress(StoreError):  # it is tried again after the next start, and ends as it ended now
                 for entry in around.entries:
                     await self._journal.fail(entry)

@@ -19,11 +19,11 @@ from .transport import Transport
 from .wire import completion, encoded, first_model, request
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     import aiohttp
 
-    from whisper_fast.message import ChatMessage
+    from whisper_fast.message import ChatMessage, Usage
 
     from .completion import Completion
     from .endpoint import Endpoint
@@ -78,10 +78,13 @@ class OpenAIProvider:
                 for piece in pieces:
                     yield piece
 
-    async def batches(self, messages: Sequence[ChatMessage], **params: Any) -> AsyncGenerator[list[Delta], None]:
+    async def batches(
+        self, messages: Sequence[ChatMessage], spent: Callable[[Usage], object] | None = None, /, **params: Any
+    ) -> AsyncGenerator[list[Delta], None]:
         """Answer `messages` as `stream` does, all pieces that came in one network read at once, at least one.
 
         Until the reader takes the next ones the server is held back: at most two read buffers of bytes wait here.
+        `spent` is told the usage of a stream that did not come to its end.
         """
         deadline, limits = Deadline.after(self._timeout), self.endpoint.timeouts
         body = request(params.get("model") or await self._known_model(deadline), messages, params)
@@ -108,10 +111,12 @@ class OpenAIProvider:
             silence.end()
             response.close()
             if not counted:
-                self._count(sent, reader, [])
+                usage = self.tokens.settle(sent, reader.size, reader.usage)
+                if spent is not None:
+                    spent(usage)
 
     def _count(self, sent: int, reader: PieceReader, pieces: list[Delta]) -> None:
-        """Book a stream's tokens as far as it came; an estimate becomes the last of `pieces`."""
+        """Book a stream's tokens; an estimate becomes the last of `pieces`."""
         usage = self.tokens.settle(sent, reader.size, reader.usage)
         if usage is not reader.usage:
             pieces.append(Delta(usage=usage))

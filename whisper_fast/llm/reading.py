@@ -24,8 +24,11 @@ class Reading:
         self.usage: Usage | None = None
         batches = visit.upstream.batches
         self._batched = batches is not None
-        source = batches or visit.upstream.provider.stream
-        self._pieces: AsyncIterator[Any] = source(messages, **params)
+        self._pieces: AsyncIterator[Any] = (
+            visit.upstream.provider.stream(messages, **params)
+            if batches is None
+            else batches(messages, visit.spent, **params)
+        )
 
     async def next(self) -> Sequence[Delta]:
         """Return the next pieces, at least one; raises StopAsyncIteration at the end."""

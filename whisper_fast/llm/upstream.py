@@ -60,6 +60,12 @@ class Visit:
         self.first = now - self.begun
         self.upstream.first.observe(self.first)
 
+    def spent(self, usage: Usage) -> None:
+        """Charge the user for a stream that did not come to its end what it took, not what a call is expected to."""
+        upstream, tokens = self.upstream, usage.total_tokens
+        upstream.slots.settle(self.user, self.priority, tokens - self.cost, self.since)
+        self.cost = tokens
+
     def answered(self, usage: Usage | None) -> None:
         """Count an answer and give the slot back."""
         self.upstream.answered(self, usage)

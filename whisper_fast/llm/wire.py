@@ -11,6 +11,7 @@ from whisper_fast import clock
 from whisper_fast.errors import (
     InvalidMessage,
     LLMError,
+    LLMMisconfigured,
     LLMProtocolError,
     LLMRateLimited,
     LLMRejected,
@@ -166,7 +167,7 @@ def first_model(data: bytes, where: str) -> str:
     for name in names:
         if name and "embed" not in name.lower():
             return name
-    raise LLMRejected(f"{where}: it serves no chat model; load one there")
+    raise LLMMisconfigured(f"{where}: it serves no chat model; load one there")
 
 
 def refusal(status: int, where: str, data: bytes, wait: float | None = None) -> LLMError:
@@ -179,9 +180,11 @@ def refusal(status: int, where: str, data: bytes, wait: float | None = None) -> 
     if status >= 500:
         return LLMUnavailable(text, status=status, retry_after=wait)
     if status in (401, 403):
-        return LLMRejected(f"{text}; is the API key right?", status=status)
+        return LLMMisconfigured(f"{text}; is the API key right?", status=status)
+    if status == 402:
+        return LLMMisconfigured(f"{text}; is the account in credit?", status=status)
     if status == 404:
-        return LLMRejected(f"{text}; are the address and the model right?", status=status)
+        return LLMMisconfigured(f"{text}; are the address and the model right?", status=status)
     if status >= 400:
         return LLMRejected(text, status=status)
     return LLMProtocolError(f"{text}, which is never followed; give the final address", status=status)
