@@ -207,7 +207,9 @@ TEXT = st.text(min_size=2, max_size=300)  # Python keeps shorter ones once for a
 @given(st.lists(st.tuples(TEXT, TEXT), max_size=50))
 def test_the_weight_is_what_python_keeps(pairs):
     key = place(said("ada", "x"))
-    recent = Recent(exchange((1 << 20) + n, 1e9 + n, text, reply) for n, (text, reply) in enumerate(pairs))
+    recent = Recent(
+        exchange((1 << 20) + n, 1e9 + n, f"{n} {text}", f"{n} {reply}") for n, (text, reply) in enumerate(pairs)
+    )
     assert weight(key, recent) == pytest.approx(deep(recent, set()) + deep(key, set()), rel=0.05, abs=120)
 
 

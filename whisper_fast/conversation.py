@@ -96,10 +96,13 @@ class Conversations:
         """Return the messages before `message` in its place, oldest first. Raises StoreError."""
         return chat(await self._recent(place(message)))
 
-    async def warm(self, user: str) -> None:
-        """Bring the place where `user` wrote last into memory before the user writes again. Raises StoreError."""
-        if self._caching() and (key := await self._database.read(partial(latest, user=user))) is not None:
-            await self._recent(key)
+    async def warm(self, user: str, seconds: float | None = None) -> None:
+        """Load the place where `user` wrote last, for `seconds` or as long as usual. Raises StoreError."""
+        if not self._caching() or (key := await self._database.read(partial(latest, user=user))) is None:
+            return
+        await self._recent(key)
+        if seconds is not None and (recent := self._cache.get(key)) is not None:
+            self._cache.put(key, recent, ttl=seconds)
 
     def insert(self, connection: apsw.Connection, turn: int, message: Message, reply: str) -> None:
         """Store one turn; call it inside a write job. The same turn is stored once."""

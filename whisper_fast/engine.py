@@ -30,6 +30,7 @@ from .models.classifiers import EMOTION, LLMEmotion
 from .models.emotion import VaderEmotion
 from .outbox import Outbox
 from .pipeline import Pipeline
+from .preload import Preload
 from .retention import Retention
 from .store.backup import backup
 from .store.claims import Claims
@@ -124,6 +125,12 @@ class Engine:
             memory=self.memory,
             conversations=self._conversations,
         )
+        self._preload = Preload(
+            self._warm,
+            self.memory.cool,
+            gap=settings.conversation_cache_timeout_minutes * 60,
+            enabled=lambda: self.flags.preload and self.flags.caching,
+        )
         self._shared: Shared | None = None
         self._aside: set[asyncio.Task[None]] = set()
         database.on_foreign_change(self._changed_by_others)
@@ -165,6 +172,7 @@ class Engine:
             await engine._turns.recovery.start()
             await engine.memory.start()
             engine._beside(engine._retention.run(), "retention")
+            engine._beside(engine._preload.run(), "preload")
             yield engine
 
     async def respond(self, message: Message) -> Reply:
@@ -184,12 +192,14 @@ class Engine:
         Raises InvalidMessage (IdReused for a `strict` one), Overloaded (Busy where the channel drops), Quarantined,
         Closed, StoreError; then nothing was accepted.
         """
-        return await self._turns.submit(message, streamed=streamed)
+        ticket = await self._turns.submit(message, streamed=streamed)
+        self._preload.seen(message.user)
+        return ticket
 
     def hint(self, user: str) -> None:
         """Say that `user` is about to write (a typing indicator): load memories and recent conversation at once."""
         if self.flags.preload and self.flags.caching:
-            self._beside(self._preload(checked_user(user)), "preload")
+            self._beside(self._warm_now(checked_user(user)), "preload")
 
     def on_reply(
         self, send: Callable[[Outgoing], Awaitable[object]], *, platform: str, deduplicates: bool = False
@@ -238,6 +248,7 @@ class Engine:
             "llm": self.llm.stats(),
             "memory": self.memory.stats(),
             "conversation": self._conversations.stats(),
+            "preload": self._preload.stats(),
             **({"redis": self._shared.stats()} if self._shared is not None else {}),
             **({"emotion": self._judge.stats()} if self._judge is not None else {}),
         }
@@ -348,10 +359,16 @@ class Engine:
         await self._database.write(partial(forget_user, user=user, upto=upto))
         await self.memory.forget(user)
         self._conversations.forget(user)
+        self._preload.forget(user)
 
-    async def _preload(self, user: str) -> None:
+    async def _warm(self, user: str, seconds: float | None = None) -> bool:
+        """Load what a turn of `user` needs, the conversation for `seconds`; say whether there were no memories."""
+        loaded, _ = await asyncio.gather(self.memory.warm(user), self._conversations.warm(user, seconds))
+        return loaded
+
+    async def _warm_now(self, user: str) -> None:
         try:
-            await asyncio.gather(self.memory.warm(user), self._conversations.warm(user))
+            await self._warm(user)
         except StoreError as error:
             log.warning("preload: %s", error)
 

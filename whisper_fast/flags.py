@@ -16,7 +16,7 @@ class Flags:
     """The flags of one engine; with all of them off it still answers, sequentially.
 
     `parallel` runs components together, `batching` embeds for many users at once, `caching` keeps segments and
-    conversations in memory, `preload` follows `Engine.hint`, `hedging` asks a slow model a second time,
+    conversations in memory, `preload` loads for who is about to write, `hedging` asks a slow model a second time,
     `adaptive` lets the model's limit follow what it bears, `ann` searches users with very many memories through
     hnswlib.
     """

@@ -41,6 +41,21 @@ COUNTERS = {
     "memory_misses": "Recalls that had to wait for the user's memories.",
     "memory_loads": "Users whose memories were read from the disk.",
     "memory_evictions": "Users whose memories were dropped to stay within the budget.",
+    "conversation_hits": "Turns that found the recent conversation in memory.",
+    "conversation_misses": "Turns that had to wait for the recent conversation.",
+    "conversation_loads": "Conversations that were read.",
+    "conversation_evictions": "Conversations that were dropped to stay within the budget.",
+    "preload_visits": "Visits: messages after a time without any of that user.",
+    "preload_loads": "Users who were loaded for before they returned.",
+    "preload_right": "Loads whose user returned in time.",
+    "preload_wrong": "Loads whose user did not.",
+    "preload_denied": "Loads that the budget or the flag did not allow.",
+    "redis_reads": "Places that were asked for in Redis.",
+    "redis_late": "Answers of Redis that nobody waited for.",
+    "redis_pushes": "Turns that were told to other engines.",
+    "redis_news": "Changes that other engines told.",
+    "redis_joins": "Times that Redis was joined.",
+    "redis_refused": "Records in Redis that were not whole, or another user's.",
 }
 """The entries of `Engine.stats()` that only ever grow; every other number in it is a gauge."""
 

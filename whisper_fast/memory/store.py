@@ -247,11 +247,17 @@ class MemoryStore:
             for after, item in found:  # noqa: B007 - the last one is where the next page begins
                 yield item.as_dict()
 
-    async def warm(self, user: str) -> None:
-        """Bring a user's memories into memory before they are asked for."""
+    async def warm(self, user: str) -> bool:
+        """Bring a user's memories into memory before they are asked for; say whether they were not there."""
         checked_user(user)
-        if self._caching():
-            await self._segment(user)
+        if not self._caching() or user in self._cache:
+            return False
+        await self._segment(user)
+        return True
+
+    def cool(self, user: str) -> None:
+        """Let go of what `warm` has read and nobody asked for."""
+        self._cache.pop(user)
 
     def clear_cache(self) -> None:
         """Drop all segments, they are read again when they are needed: somebody else has written the store."""
