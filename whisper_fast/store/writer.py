@@ -125,13 +125,15 @@ class Writer:
         return self.health.wait() if self.health.problem is not None else self._compaction.wait(idle=True)
 
     def _serve(self, group: list[Write]) -> None:
+        busy = bool(group)
         try:
-            if self.health.problem is not None and self.health.due(asked=bool(group)):
+            if self.health.problem is not None and self.health.due(asked=busy):
                 self._probe()
             if group:
                 self._write(group)
+                group = self._group = []  # they have been told: what fails from now on is not theirs
                 self._checkpoint()
-            if self.health.problem is None and self._compaction.wait(idle=not group) == 0.0:
+            if self.health.problem is None and self._compaction.wait(idle=not busy) == 0.0:
                 self._compaction.step(self._opened)
         except Exception as error:  # a fault of ours: everybody is told, and a new connection is tried
             log.exception("the writer met what it did not expect")
