@@ -10,7 +10,7 @@ import logging
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from math import isqrt
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from . import components
 from .batcher import MicroBatcher
@@ -60,7 +60,13 @@ REMEMBER_SECONDS = 10.0
 
 
 class Engine:
-    """The runtime under a companion bot; open it with `Engine.open`, it is closed when the block ends."""
+    """The runtime under a companion bot; open it with `Engine.open`, it is closed when the block ends.
+
+    `database` and `executor` are where it meets disk and threads: a simulation has its own.
+    """
+
+    database: ClassVar[type[Database]] = Database
+    executor: ClassVar[type[Executor]] = Executor
 
     def __init__(
         self, settings: Settings, database: Database, llm: LLMPool, embedder: Embedder, flags: Flags
@@ -86,7 +92,7 @@ class Engine:
             max_age=settings.journal_max_age_hours * 3600,
             max_bytes=settings.journal_max_bytes,
         )
-        self._executor = Executor(settings.thread_pool_size, settings.process_pool_size)
+        self._executor = self.executor(settings.thread_pool_size, settings.process_pool_size)
         self._batcher: MicroBatcher[str, Any] = MicroBatcher(
             embedder.embed,
             max_batch=settings.batch_size,
@@ -154,7 +160,7 @@ class Engine:
 
             settings = Settings()
         async with AsyncExitStack() as stack:
-            database = await Database.open(settings.data_dir)
+            database = await cls.database.open(settings.data_dir)
             stack.push_async_callback(database.close)
             flags = Flags(settings)
             pool, description = await pool_for(llm, settings, flags)

@@ -121,12 +121,28 @@ def overload(
     finish([Overload(seconds, seed)], as_json)
 
 
+@app.command()
+def simulation(
+    seeds: Annotated[int, typer.Option(min=1, help="Days to live, each from a seed of its own.")] = 200,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Live whole days of an engine in virtual time: faults, power cuts, deaths, clock jumps; each seed the same day.
+
+    Example: whisper-fast prove simulation --seeds 1 --seed 123
+    """
+    from ..lab.prove.simulation import Simulation
+
+    finish([Simulation(seeds, seed)], as_json)
+
+
 def quick(seed: int) -> list[Proof]:
     from ..lab.prove.crash import Crash
     from ..lab.prove.duplicates import Duplicates
     from ..lab.prove.isolation import Isolation
     from ..lab.prove.order import Order
     from ..lab.prove.overload import Overload
+    from ..lab.prove.simulation import Simulation
 
     return [
         Crash(50, seed),
@@ -134,6 +150,7 @@ def quick(seed: int) -> list[Proof]:
         Isolation(200, 20_000, seed),
         Duplicates(5_000, seed),
         Overload(5.0, seed),
+        Simulation(100, seed),
     ]
 
 

@@ -136,6 +136,17 @@ class FaultyDisk:
             self._dead = after == 0
             self._cut_at = self.calls.total() + after
 
+    def freeze(self) -> None:
+        """Let every call fail from now on, as for a process that is dead; nothing is lost by it."""
+        with self._lock:
+            self._dead = True
+
+    def thaw(self) -> None:
+        """Serve the next process: the machine ran on, so what was written is there, synced or not."""
+        with self._lock:
+            self._faults.clear()
+            self._dead, self._cut_at = False, None
+
     @property
     def dead(self) -> bool:
         """Whether the power is gone."""

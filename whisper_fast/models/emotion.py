@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import count
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,8 +20,9 @@ class EmotionModel(Protocol):
         """Return named values of the text's emotion, with "valence" from -1 (bad) to 1 (good) among them."""
 
 
+@cache
 def windowed_analyzer() -> Any:
-    """Return VADER's analyzer with two of its checks held to the words around: the same values in linear time.
+    """Return VADER's analyzer, one for all, with two checks held to the words around: the same values in linear time.
 
     VADER looks at the words i-3 to i+2, but first lowers the case of the whole text, four times for a word it scores.
     """

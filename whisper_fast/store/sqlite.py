@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from ..errors import Closed
 from .files import DATABASE
@@ -28,7 +28,9 @@ T = TypeVar("T")
 
 
 class Database:
-    """The one SQLite file of a data folder."""
+    """The one SQLite file of a data folder; `writer` is what brings jobs to the disk."""
+
+    writer: ClassVar[type[Writer]] = Writer
 
     def __init__(self, opened: Opened, vfs: str | None) -> None:
         self.path = opened.path
@@ -41,7 +43,7 @@ class Database:
         self._readers = Readers(opened.path, vfs, self._health.found_damage)
         self._compacted = 0
         self._compactions: list[tuple[int, asyncio.Future[None]]] = []
-        self._writer = Writer(
+        self._writer = self.writer(
             opened,
             self._health,
             vfs,

@@ -96,7 +96,7 @@ class Writer:
         self._compaction = Compaction(vfs, self._compacted)
         self._take(opened)
         self._thread = threading.Thread(target=self._run, name="whisper-fast-writer", daemon=True)
-        self._thread.start()
+        self._start()
 
     def put(self, job: Callable[[apsw.Connection], Any], future: asyncio.Future[Any]) -> None:
         """Hand in a job; the future is done when it is on the disk, or cannot get there."""
@@ -109,16 +109,22 @@ class Writer:
         self._checkpoints.close()
         self._opened.close()
 
+    def _start(self) -> None:
+        self._thread.start()
+
     def _run(self) -> None:
         try:
             while not self._last:
                 self._group = self._gather(self._wait())
                 self._serve(self._group)
-            if self.health.problem is None:
-                self._compaction.finish(self._opened)
+            self._end()
         except BaseException as error:  # whatever it is, nobody may wait for ever
             log.exception("the writer has ended")
             self._refuse_all(StoreError(f"the writer has ended, restart the engine: {type(error).__name__}: {error}"))
+
+    def _end(self) -> None:
+        if self.health.problem is None:
+            self._compaction.finish(self._opened)
 
     def _wait(self) -> float | None:
         """Return how long to wait for a job: until the next probe, or the next slice of a compaction."""
