@@ -22,7 +22,7 @@ app = typer.Typer(
     name="prove",
     help="""Put the promises to the test on this machine, in a temporary folder.
 
-    Examples: whisper-fast prove   ·   whisper-fast prove crash --kills 1000   ·   whisper-fast prove order --json
+    Example: whisper-fast prove crash --kills 1000
 
     Without a name all proofs run in their quick form, in about a minute and a half. Ends with 1 when a figure that
     must be 0 is not, and prints the command that runs the same again. Ctrl-C prints what was counted so far.
