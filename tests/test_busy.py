@@ -156,6 +156,25 @@ async def test_drop_refuses_the_newer_and_keeps_nothing_of_it(settings):
     assert audit(settings.data_dir)["accepted"] == 3
 
 
+async def test_drop_gives_an_answered_message_its_reply_while_another_one_runs(settings):
+    llm = Gated()
+    dropping = Settings(data_dir=settings.data_dir, when_busy="drop")
+    async with Engine.open(dropping, llm=llm) as engine:
+        first = await engine.submit(said("ada", "a", id="1"))
+        await llm.calls(1)
+        llm.gates[0].set()
+        reply = await first.reply()
+        await engine._lanes._settled.wait()
+        second = await engine.submit(said("ada", "b", id="2"))
+        await llm.calls(2)
+        assert (await engine.respond(said("ada", "a", id="1"))).text == reply.text
+        with pytest.raises(Busy):
+            await engine.submit(said("ada", "c", id="3"))
+        llm.gates[1].set()
+        await second.reply()
+    assert audit(settings.data_dir)["accepted"] == 2
+
+
 async def test_a_failed_round_is_tried_again_whole(settings, monkeypatch):
     monkeypatch.setattr(retries, "FIRST", 0.01)
     failing = True

@@ -137,7 +137,7 @@ async def test_a_dead_model_loses_nothing(settings):
         with pytest.raises(LLMError) as error:
             await engine.respond(message)
         assert error.value.retriable
-        assert engine.stats()["in_flight"] == 0
+        assert (engine.stats()["running"], engine.stats()["retrying"]) == (0, 1)
     assert audit(settings.data_dir)["open"] == 1
     llm = ScriptedLLM(lambda _: "here I am")
     async with Engine.open(settings, llm=llm) as engine:

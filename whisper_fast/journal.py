@@ -55,6 +55,8 @@ REPLIED = frozenset((ANSWERED, DONE, HELD, RELEASED))
 INSERT = """INSERT INTO journal (platform, channel, message_id, user, accepted_at, message, age, digest)
             VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
 
+KNOWN = "SELECT 1 FROM journal WHERE platform = ? AND channel = ? AND message_id = ? AND user = ?"
+
 log = logging.getLogger(__name__)
 
 
@@ -127,6 +129,11 @@ class Journal:
         age = self.age
         self.written += len(body)
         return self._database.submit(lambda connection: insert(connection, message, body, age))
+
+    async def knows(self, message: Message) -> bool:
+        """Say whether a message of this platform, channel, user and id was accepted before. Raises StoreError."""
+        names = (message.platform, message.channel, message.id, message.user)
+        return await self._database.read(lambda connection: connection.execute(KNOWN, names).get is not None)
 
     async def record(
         self, entry: Entry, reply: Reply, joined: Sequence[Entry] = (), message: Message | None = None

@@ -32,13 +32,14 @@ class Place:
     """
 
     __slots__ = (
-        "_began", "_ended", "_handle", "_lanes", "_left", "_slot",
+        "_began", "_ended", "_handle", "_kept", "_lanes", "_left", "_slot",
         "about", "name", "priority", "size", "task", "turn", "user", "weight", "work",
     )  # fmt: skip
 
     def __init__(self, lanes: Lanes, user: str, size: int, priority: int, weight: float) -> None:
         self._lanes = lanes
         self._left = False
+        self._kept = False  # whether it outlives the work that runs
         self._handle = 0  # in the fair queue
         self._slot = False  # whether it holds one
         self._began = 0.0
@@ -76,6 +77,11 @@ class Place:
             self._slot = False
             self._lanes._release()
 
+    def keep(self) -> None:
+        """Stay in the lane when the work that runs has ended, until `start` or `leave`: the next ones wait."""
+        self.rest()
+        self._kept = True
+
     def before(self) -> Place | None:
         """Return the place just before this one in its lane, None at the head."""
         lane = self._lanes._lanes[self.user]
@@ -95,6 +101,15 @@ class Place:
             self._left = True
             self._lanes._leave(self)
             self._finish()
+
+    def _over(self, _: object) -> None:
+        kept, self._kept = self._kept, False
+        if kept:
+            self.task, self._handle = None, 0
+        if kept and not self._lanes.closed:
+            self._lanes._advance(self.user)  # it may have been started again already
+        else:
+            self.leave()
 
     def _finish(self) -> None:
         if self._ended is None or self._ended.done():
@@ -141,11 +156,18 @@ class Lanes:
         return len(self._queue)
 
     def enter(
-        self, user: str, size: int = 0, *, priority: int = 0, weight: float = 1.0, admitted: bool = False
+        self,
+        user: str,
+        size: int = 0,
+        *,
+        priority: int = 0,
+        weight: float = 1.0,
+        admitted: bool = False,
+        behind: Place | None = None,
     ) -> Place:
-        """Take the next place of `user` for `size` bytes. Raises Overloaded when there is none, Closed at the end.
+        """Take the last place of `user`, or the one `behind` another, for `size` bytes.
 
-        One that was `admitted` before a restart always finds a place.
+        Raises Overloaded when there is none, Closed at the end. One that was `admitted` before always finds a place.
         """
         if self.closed:
             raise Closed("the engine is stopping; send this again in a moment", retry_after=1.0)
@@ -159,7 +181,8 @@ class Lanes:
         self.places += 1
         self.bytes += size
         self._settled.clear()
-        self._lanes.setdefault(user, deque()).append(place)
+        lane = self._lanes.setdefault(user, deque())
+        lane.insert(len(lane) if behind is None else lane.index(behind) + 1, place)
         return place
 
     def patience(self) -> float:
@@ -185,15 +208,22 @@ class Lanes:
         self.closed = True
         self._settled.set()
 
-    async def abort(self) -> None:
-        """Cancel every running turn and wait for its end; what waits behind never starts."""
-        self.closed = True
-        tasks = [place.task for lane in self._lanes.values() for place in lane if place.task is not None]
-        idle = [place for lane in self._lanes.values() for place in lane if place.task is None]
+    def give_up(self, user: str) -> None:
+        """Leave every place of a user whose work does not run; none of them starts."""
+        for place in self.of(user):
+            place._kept = False
+        idle = [place for place in self.of(user) if place.task is None]
         for place in idle:
             place.work = None
         for place in idle:
             place.leave()
+
+    async def abort(self) -> None:
+        """Cancel every running turn and wait for its end; what waits behind never starts."""
+        self.closed = True
+        tasks = [place.task for lane in self._lanes.values() for place in lane if place.task is not None]
+        for user in tuple(self._lanes):
+            self.give_up(user)
         for task in tasks:
             task.cancel()
         if tasks:
@@ -244,10 +274,11 @@ class Lanes:
             self._run(place)
 
     def _run(self, place: Place) -> None:
-        assert place.work is not None  # noqa: S101 - only what was started runs
+        work, place.work = place.work, None
+        assert work is not None  # noqa: S101 - only what was started runs
         place._began = clock.monotonic()
-        place.task = asyncio.get_running_loop().create_task(place.work(), name=place.name)
-        place.task.add_done_callback(place.leave)
+        place.task = asyncio.get_running_loop().create_task(work(), name=place.name)
+        place.task.add_done_callback(place._over)
 
     def _release(self) -> None:
         self.running -= 1

@@ -1,4 +1,9 @@
-"""What was left undone goes on: after a crash from the last durable step, after a failure when its pause is over."""
+"""What was left undone goes on: after a crash from the last durable step, after a failure when its pause is over.
+
+A message that failed keeps its place in its user's lane through the first two pauses, each of at most 8 s, and those
+behind it wait: the user is answered in order. One that needs longer gives its place up; a user who can be answered is
+not kept silent by a message that perhaps never can be.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["Recovery"]
 
 log = logging.getLogger(__name__)
+
+PATIENT_FAILURES = 2  # of a message, while the user's later ones wait for it
+PATIENT_SECONDS = 8.0  # the longest pause for which they do
 
 
 class Recovery:
@@ -51,6 +59,7 @@ class Recovery:
         self._remember = remember
         self._runs = runs
         self._retries = Retries(self._again)
+        self._kept: dict[int, Place] = {}  # by entry
         self.probation = asyncio.Lock()
 
     def __len__(self) -> int:
@@ -76,36 +85,59 @@ class Recovery:
         else:
             again = isinstance(error, TimeoutError)
         if again:
-            ids = [entry.id for entry in around.entries]
-            self._retries.later(*ids, failures=around.failures + 1, at_least=getattr(error, "retry_after", None))
+            wanted = getattr(error, "retry_after", None)
+            self._later(around.entries, around.place, failures=around.failures + 1, at_least=wanted)
 
-    def forget(self, entry: Entry) -> None:
-        """Do not try an entry again by itself: somebody has asked for it."""
+    def asked(self, entry: Entry, place: Place) -> Place:
+        """Do not try an entry again by itself: somebody asks for it, in `place` or in the one that it has kept."""
         self._retries.forget(entry.id)
+        kept = self._kept.pop(entry.id, None)
+        if kept is None:
+            return place
+        place.leave()
+        return kept
 
     def suspect(self, entry: Entry) -> bool:
         """Say whether one more death in this entry's turn would quarantine it."""
         return 0 < self._attempts <= entry.attempts + 1 and entry.attempts > 0
 
     async def close(self) -> None:
-        """Try nothing again any more."""
+        """Try nothing again any more; what waits for one that failed is left to the next start, in its order."""
         await self._retries.close()
+        for place in tuple(self._kept.values()):
+            self._lanes.give_up(place.user)
+        self._kept.clear()
 
-    def _go_on(self, entry: Entry, failures: int) -> None:
+    def _later(self, entries: list[Entry], place: Place, *, failures: int, at_least: float | None = None) -> None:
+        """Try entries again after a pause; while that is short, they keep the place of the first one."""
+        delay = self._retries.later(*(entry.id for entry in entries), failures=failures, at_least=at_least)
+        if failures > PATIENT_FAILURES or delay > PATIENT_SECONDS or self._retries.closed or self._lanes.closed:
+            return
+        place.keep()
+        self._kept[entries[0].id] = place
+        for entry in entries[1:]:
+            self._kept[entry.id] = place = self._enter(entry, behind=place)
+
+    def _enter(self, entry: Entry, behind: Place | None = None) -> Place:
         message = entry.message
         size, rank = len(message.text), message.priority
-        place = self._lanes.enter(message.user, size, priority=rank, weight=message.weight, admitted=True)
+        return self._lanes.enter(
+            message.user, size, priority=rank, weight=message.weight, admitted=True, behind=behind
+        )
+
+    def _go_on(self, entry: Entry, failures: int) -> None:
+        place = self._kept.pop(entry.id, None) or self._enter(entry)
         if entry.reply is None:
             self._answer(entry, place, failures)
         else:
-            place.start(lambda: self._finish(entry, failures), f"finish:{message.id}", slot=False)
+            place.start(lambda: self._finish(entry, place, failures), f"finish:{entry.message.id}", slot=False)
 
-    async def _finish(self, entry: Entry, failures: int) -> None:
+    async def _finish(self, entry: Entry, place: Place, failures: int) -> None:
         try:
             await self._remember(entry)
         except (StoreError, TimeoutError) as error:
             log.error("message %s is answered and not yet remembered: %s", entry.message.id, error)
-            self._retries.later(entry.id, failures=failures + 1)
+            self._later([entry], place, failures=failures + 1)
 
     async def _again(self, entry_id: int, failures: int) -> None:
         try:
@@ -118,3 +150,6 @@ class Recovery:
             pass  # the next start goes on
         except StoreError as error:
             self._retries.later(entry_id, failures=failures + 1, at_least=error.retry_after)
+        finally:
+            if place := self._kept.pop(entry_id, None):
+                place.leave()

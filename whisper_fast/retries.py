@@ -30,7 +30,7 @@ class Retries:
         self._again = again
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._closed = False
+        self.closed = False
 
     def __len__(self) -> int:
         return len(self._timers)
@@ -38,11 +38,12 @@ class Retries:
     def __contains__(self, key: int) -> bool:
         return key in self._timers
 
-    def later(self, *keys: int, failures: int, at_least: float | None = None) -> None:
-        """Try `keys`, which failed together, again after a pause, in their order."""
+    def later(self, *keys: int, failures: int, at_least: float | None = None) -> float:
+        """Try `keys`, which failed together, again after a pause, in their order; return its seconds."""
         delay = pause(failures, at_least)
         for number, key in enumerate(keys):
             self._after(delay + number / 1000, key, failures)
+        return delay
 
     def soon(self, key: int) -> None:
         """Try `key` at the loop's next turn."""
@@ -55,7 +56,7 @@ class Retries:
 
     async def close(self) -> None:
         """Try nothing any more; what is under way is cancelled and waited for."""
-        self._closed = True
+        self.closed = True
         for key in tuple(self._timers):
             self.forget(key)
         for task in self._tasks:
@@ -63,7 +64,7 @@ class Retries:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _after(self, delay: float, key: int, failures: int) -> None:
-        if not self._closed:
+        if not self.closed:
             self.forget(key)
             self._timers[key] = asyncio.get_running_loop().call_later(delay, self._due, key, failures)
 

@@ -89,7 +89,7 @@ class Turns:
         message = message.checked(self._settings.max_text_bytes)
         turn = Turn(message)
         if self._policy(message) == "drop":
-            self._refuse_if_busy(message)
+            await self._refuse_if_busy(message)
         place = self._lanes.enter(message.user, priority=message.priority, weight=message.weight)
         place.about = where(message)
         try:
@@ -110,10 +110,11 @@ class Turns:
         settings = self._settings
         return message.when_busy or settings.when_busy_by_channel.get(message.channel) or settings.when_busy
 
-    def _refuse_if_busy(self, message: Message) -> None:
-        """Raise Busy if the user's earlier message in this place is not answered yet; the same may come again."""
+    async def _refuse_if_busy(self, message: Message) -> None:
+        """Raise Busy if the user's earlier message in this place is not answered yet and this one is not known."""
         earlier = (place for place in self._lanes.of(message.user) if place.about == where(message))
-        if key(message) not in self._in_flight and any(place.turn is None or place.turn.open for place in earlier):
+        busy = any(place.turn is None or place.turn.open or place.task is None for place in earlier)
+        if busy and key(message) not in self._in_flight and not await self._journal.knows(message):
             text = "the earlier message is not answered yet, and this channel drops what comes meanwhile"
             raise Busy(text, retry_after=self._lanes.patience())
 
@@ -132,7 +133,7 @@ class Turns:
             ticket = Ticket(message.id)
             ticket.fail(stopped())
             return ticket
-        self.recovery.forget(entry)
+        place = self.recovery.asked(entry, place)
         ticket = self._in_flight[key(message)] = Ticket(message.id)
         if streamed:
             ticket.stream()
