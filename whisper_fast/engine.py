@@ -362,8 +362,8 @@ class Engine:
         return await self._batcher.submit(text, user=user)
 
     async def _forget(self, user: str, upto: int) -> None:
-        await self._database.write(partial(forget_user, user=user, upto=upto))
-        await self.memory.forget(user)
+        rows = self._database.write(partial(forget_user, user=user, upto=upto))
+        await asyncio.gather(rows, self.memory.forget(user))  # one commit
         self._conversations.forget(user)
         self._preload.forget(user)
 
