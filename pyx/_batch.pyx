@@ -18,21 +18,16 @@ Nothing starves: whatever has seen 16 batches go by is the first of the next one
 """
 
 cimport cython
-from cpython.long cimport PyLong_FromVoidPtr
 from libc.math cimport INFINITY, ceil, isfinite, isnan
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from bisect import insort
 
-__all__ = ["Assembly"]
+__all__ = ["Assembly", "Entry", "Group", "deliver", "still_wanted"]
 
 cdef enum:
     PATIENCE = 16  # batches that may pass an item by
     HEAVIEST = 16  # batches that one item may be charged
-
-
-cdef inline object name_of(object item):
-    return PyLong_FromVoidPtr(<void *>item)
 
 
 cdef double monotonic() noexcept:
@@ -42,15 +37,118 @@ cdef double monotonic() noexcept:
 
 
 @cython.final
+cdef class Group:
+    """The results of `size` items, in order, and the future that gets None when the last of them is there.
+
+    `failed` is the first index, by place, that holds an error instead of a result; -1 when there is none.
+    """
+
+    cdef readonly object future
+    cdef readonly list results
+    cdef readonly Py_ssize_t left, failed
+
+    def __cinit__(self, Py_ssize_t size, future):
+        self.future, self.results = future, [None] * size
+        self.left, self.failed = size, -1
+
+    @cython.boundscheck(True)  # the list can be reached from outside
+    cdef int put(self, Py_ssize_t index, object value, bint failed) except -1:
+        self.results[index] = value
+        if failed and (self.failed < 0 or index < self.failed):
+            self.failed = index
+        self.left -= 1
+        if not self.left and not self.future.done():
+            self.future.set_result(None)
+        return 0
+
+
+@cython.final
 @cython.freelist(256)
-cdef class _Entry:
-    cdef object item
+cdef class Entry:
+    """One item and who waits for its result: a future, or a place in a group. Only its first answer counts.
+
+    Raises IndexError for a place that the group does not have.
+    """
+
+    cdef readonly object item
+    cdef object future
+    cdef Group group
+    cdef Py_ssize_t index
+    cdef bint answered
+    cdef Assembly home  # where it waits; None once it has been taken out
     cdef _Flow flow
     cdef double deadline, cost, at
     cdef long long number, seen  # order of arrival; batches that had gone when it came
     cdef long units
     cdef Py_ssize_t place  # in its flow's heap
-    cdef _Entry sooner, later  # in order of arrival
+    cdef Entry sooner, later  # in order of arrival
+
+    def __cinit__(self, item, to=None, Py_ssize_t index=0):
+        give(self, item, to, index)
+
+    def answer(self, value):
+        """Hand over the result."""
+        settle(self, value, False)
+
+    def fail(self, BaseException error not None):
+        """Hand over the error itself; a caller that tells several makes a copy for each."""
+        settle(self, error, True)
+
+
+cdef int give(Entry entry, object item, object to, Py_ssize_t index) except -1:
+    entry.item = item
+    if isinstance(to, Group):
+        entry.group, entry.index = to, index
+        entry.future = entry.group.future
+        if not 0 <= index < len(entry.group.results):
+            raise IndexError(f"place {index} of a group of {len(entry.group.results)}")
+    else:
+        entry.future = to
+    return 0
+
+
+cdef int settle(Entry entry, object value, bint failed) except -1:
+    if entry.answered:
+        return 0
+    entry.answered = True
+    if entry.group is not None:
+        return entry.group.put(entry.index, value, failed)
+    if entry.future is None or entry.future.done():
+        return 0
+    if failed:
+        entry.future.set_exception(value)
+        entry.future.exception()  # seen, even if its task is being cancelled at this moment
+    else:
+        entry.future.set_result(value)
+    return 0
+
+
+def still_wanted(list entries not None):
+    """Return the entries whose future is not done, and their items."""
+    cdef list wanted = [], items = []
+    cdef Entry entry
+    for entry in entries:
+        if entry.future is None or not entry.future.done():
+            wanted.append(entry)
+            items.append(entry.item)
+    return wanted, items
+
+
+def deliver(list entries not None, results):
+    """Hand each entry its result; return (entry, error) of those whose result is an exception, which get nothing.
+
+    Raises ValueError, before anyone has had anything, unless there is one result an entry.
+    """
+    cdef list values = list(results), errors = []
+    cdef Entry entry
+    if len(values) != len(entries):
+        raise ValueError(f"{len(values)} results for {len(entries)} entries")
+    for entry, value in zip(entries.copy(), values):
+        if isinstance(value, Exception):
+            errors.append((entry, value))
+        else:
+            settle(entry, value, False)
+    return errors
 
 
 @cython.final
@@ -71,19 +169,19 @@ cdef class _Level:
     cdef Py_ssize_t flows
 
 
-cdef inline bint precedes(_Entry a, _Entry b) noexcept:
+cdef inline bint precedes(Entry a, Entry b) noexcept:
     return a.deadline < b.deadline or (a.deadline == b.deadline and a.number < b.number)
 
 
-cdef void place(list heap, _Entry entry, Py_ssize_t at) noexcept:
+cdef void place(list heap, Entry entry, Py_ssize_t at) noexcept:
     heap[at] = entry
     entry.place = at
 
 
-cdef void sift_up(list heap, _Entry entry, Py_ssize_t at) noexcept:
-    cdef _Entry parent
+cdef void sift_up(list heap, Entry entry, Py_ssize_t at) noexcept:
+    cdef Entry parent
     while at > 0:
-        parent = <_Entry>heap[(at - 1) >> 1]
+        parent = <Entry>heap[(at - 1) >> 1]
         if not precedes(entry, parent):
             break
         place(heap, parent, at)
@@ -91,17 +189,17 @@ cdef void sift_up(list heap, _Entry entry, Py_ssize_t at) noexcept:
     place(heap, entry, at)
 
 
-cdef void sift_down(list heap, _Entry entry, Py_ssize_t at) noexcept:
+cdef void sift_down(list heap, Entry entry, Py_ssize_t at) noexcept:
     cdef Py_ssize_t size = len(heap), child
     while True:
         child = 2 * at + 1
         if child >= size:
             break
-        if child + 1 < size and precedes(<_Entry>heap[child + 1], <_Entry>heap[child]):
+        if child + 1 < size and precedes(<Entry>heap[child + 1], <Entry>heap[child]):
             child += 1
-        if not precedes(<_Entry>heap[child], entry):
+        if not precedes(<Entry>heap[child], entry):
             break
-        place(heap, <_Entry>heap[child], at)
+        place(heap, <Entry>heap[child], at)
         at = child
     place(heap, entry, at)
 
@@ -117,10 +215,10 @@ cdef class Assembly:
     cdef readonly Py_ssize_t max_batch
     cdef readonly double max_cost
     cdef readonly str released_by
-    cdef dict entries  # address of the item -> _Entry
     cdef dict levels  # priority -> _Level
     cdef list priorities  # sorted
-    cdef _Entry first, last  # in order of arrival
+    cdef Py_ssize_t waiting
+    cdef Entry first, last  # in order of arrival
     cdef long long arrivals, fills
     cdef object clock
     cdef double budget  # what the batch being filled may still cost
@@ -133,46 +231,67 @@ cdef class Assembly:
         if not self.max_cost > 0:
             raise ValueError(f"max_cost is {max_cost!r}; it must be above 0")
         self.released_by, self.clock = "empty", clock
-        self.entries, self.levels, self.priorities = {}, {}, []
+        self.levels, self.priorities = {}, []
 
     def __len__(self):
-        return len(self.entries)
+        return self.waiting
 
     @property
     def oldest(self):
         """When the item that waits longest came, on the monotonic clock; None when nothing waits."""
         return None if self.first is None else self.first.at
 
-    def append(self, item, user=None, long priority=0, double deadline=INFINITY, double cost=1.0):
-        """Let `item` wait; an object can wait only once.
+    def append(
+        self, item, to=None, user=None, long priority=0, double deadline=INFINITY, double cost=1.0,
+        Py_ssize_t index=0,
+    ):
+        """Let `item` wait and return its entry; `to` is a future, or the group in which `index` is its place.
 
         Raises ValueError for a cost that is negative, NaN or infinite, and for a deadline that is NaN.
         """
-        cdef _Entry entry
+        cdef Entry entry
         if not (isfinite(cost) and cost >= 0):
             raise ValueError(f"cost is {cost!r}; it must be a finite number of at least 0")
         if isnan(deadline):
             raise ValueError("deadline is nan; it must be a point in time")
-        if name_of(item) in self.entries:
-            raise ValueError("this item is waiting already")
-        entry = _Entry.__new__(_Entry)
-        entry.item, entry.deadline, entry.cost, entry.at = item, deadline, cost, self._now()
+        entry = Entry.__new__(Entry, item, to, index)
+        entry.deadline, entry.cost, entry.at = deadline, cost, self._now()
         entry.units = self._units(cost)
-        entry.seen = self.fills
-        entry.number = self.arrivals
-        self.arrivals += 1
         self._join(entry, self._flow(user, priority))
+        return entry
 
-    def remove(self, item):
-        """Take `item` out; return whether it was waiting."""
-        cdef _Entry entry = self.entries.get(name_of(item))
-        if entry is None:
+    def append_many(
+        self, list items not None, Group group not None, user=None, long priority=0, double deadline=INFINITY,
+    ):
+        """Let the items of one user wait, each at a cost of 1 and in its place of `group`; return their entries."""
+        cdef double now = self._now()
+        cdef long units = self._units(1.0)
+        cdef list entries = []
+        cdef _Flow flow
+        cdef Entry entry
+        if isnan(deadline):
+            raise ValueError("deadline is nan; it must be a point in time")
+        if len(items) != len(group.results):
+            raise ValueError(f"{len(items)} items for a group of {len(group.results)}")
+        if not items:
+            return entries
+        flow = self._flow(user, priority)
+        for index, item in enumerate(items):
+            entry = Entry.__new__(Entry, item, group, index)
+            entry.deadline, entry.cost, entry.at, entry.units = deadline, 1.0, now, units
+            self._join(entry, flow)
+            entries.append(entry)
+        return entries
+
+    def remove(self, Entry entry not None):
+        """Take `entry` out; return whether it was waiting here."""
+        if entry.home is not self:
             return False
         self._part(entry)
         return True
 
     def fill(self):
-        """Take out the next batch and return its items; an empty list when nothing waits."""
+        """Take out the next batch and return its entries; an empty list when nothing waits."""
         cdef list batch = []
         self.fills += 1
         self.budget = self.max_cost
@@ -207,10 +326,13 @@ cdef class Assembly:
             level.users[user] = flow
         return flow
 
-    cdef int _join(self, _Entry entry, _Flow flow) except -1:
+    cdef int _join(self, Entry entry, _Flow flow) except -1:
         if not flow.heap:
             enter_ring(flow)
-        entry.flow = flow
+        entry.flow, entry.home = flow, self
+        entry.seen, entry.number = self.fills, self.arrivals
+        self.arrivals += 1
+        self.waiting += 1
         flow.heap.append(entry)
         sift_up(flow.heap, entry, len(flow.heap) - 1)
         entry.sooner = self.last
@@ -219,15 +341,14 @@ cdef class Assembly:
         else:
             self.last.later = entry
         self.last = entry
-        self.entries[name_of(entry.item)] = entry
         return 0
 
-    cdef int _part(self, _Entry entry) except -1:
+    cdef int _part(self, Entry entry) except -1:
         """Take the entry out of everything."""
         cdef _Flow flow = entry.flow
-        cdef _Entry moved = <_Entry>flow.heap.pop()
+        cdef Entry moved = <Entry>flow.heap.pop()
         if moved is not entry:
-            if entry.place > 0 and precedes(moved, <_Entry>flow.heap[(entry.place - 1) >> 1]):
+            if entry.place > 0 and precedes(moved, <Entry>flow.heap[(entry.place - 1) >> 1]):
                 sift_up(flow.heap, moved, entry.place)
             else:
                 sift_down(flow.heap, moved, entry.place)
@@ -239,8 +360,9 @@ cdef class Assembly:
             self.last = entry.sooner
         else:
             entry.later.sooner = entry.sooner
-        entry.sooner = entry.later = entry.flow = None
-        del self.entries[name_of(entry.item)]
+        entry.sooner = entry.later = None
+        entry.flow = entry.home = None
+        self.waiting -= 1
         if not flow.heap:
             leave_ring(flow)
             del flow.level.users[flow.user]
@@ -249,13 +371,13 @@ cdef class Assembly:
                 self.priorities.remove(flow.level.priority)
         return 0
 
-    cdef int _hand_in(self, _Entry entry, list batch) except -1:
+    cdef int _hand_in(self, Entry entry, list batch) except -1:
         self._part(entry)
         self.budget -= entry.cost
-        batch.append(entry.item)
+        batch.append(entry)
         return 0
 
-    cdef bint _fits(self, _Entry entry, list batch):
+    cdef bint _fits(self, Entry entry, list batch):
         """Whether the entry may join the batch; notes what ended it otherwise."""
         if not batch:
             return True
@@ -273,17 +395,17 @@ cdef class Assembly:
         cdef _Flow flow
         while level.turn is not None:
             flow = level.turn
-            if not self._fits(<_Entry>flow.heap[0], batch):
+            if not self._fits(<Entry>flow.heap[0], batch):
                 return False
             if not level.granted:
                 flow.credit += 1
                 level.granted = True
             idle += 1
-            while flow.heap and (<_Entry>flow.heap[0]).units <= flow.credit:
-                if not self._fits(<_Entry>flow.heap[0], batch):
+            while flow.heap and (<Entry>flow.heap[0]).units <= flow.credit:
+                if not self._fits(<Entry>flow.heap[0], batch):
                     return False
-                flow.credit -= (<_Entry>flow.heap[0]).units
-                self._hand_in(<_Entry>flow.heap[0], batch)
+                flow.credit -= (<Entry>flow.heap[0]).units
+                self._hand_in(<Entry>flow.heap[0], batch)
                 idle = 0
             if flow.heap:
                 level.turn = flow.after
@@ -322,9 +444,9 @@ cdef void leave_ring(_Flow flow) noexcept:
 cdef void skip_rounds(_Level level) noexcept:
     """Give every flow the credit of the rounds in which nobody could have handed in anything."""
     cdef _Flow flow = level.turn
-    cdef long missing, rounds = (<_Entry>flow.heap[0]).units - flow.credit
+    cdef long missing, rounds = (<Entry>flow.heap[0]).units - flow.credit
     for _ in range(level.flows):
-        missing = (<_Entry>flow.heap[0]).units - flow.credit
+        missing = (<Entry>flow.heap[0]).units - flow.credit
         rounds = min(rounds, missing)
         flow = flow.after
     for _ in range(level.flows):

@@ -1,7 +1,28 @@
-from collections.abc import Callable
-from typing import final
+from asyncio import Future
+from collections.abc import Callable, Iterable
+from typing import Any, final
 
-__all__ = ["Assembly"]
+__all__ = ["Assembly", "Entry", "Group", "deliver", "still_wanted"]
+
+@final
+class Group:
+    future: Future[Any]
+    results: list[Any]
+    left: int
+    failed: int
+
+    def __new__(cls, size: int, future: Future[Any]) -> Group: ...
+
+@final
+class Entry:
+    item: Any
+
+    def __new__(cls, item: object, to: Future[Any] | Group | None = None, index: int = 0) -> Entry: ...
+    def answer(self, value: object) -> None: ...
+    def fail(self, error: BaseException) -> None: ...
+
+def still_wanted(entries: list[Entry]) -> tuple[list[Entry], list[Any]]: ...
+def deliver(entries: list[Entry], results: Iterable[Any]) -> list[tuple[Entry, Exception]]: ...
 
 @final
 class Assembly:
@@ -16,10 +37,15 @@ class Assembly:
     def append(
         self,
         item: object,
+        to: Future[Any] | Group | None = None,
         user: object = None,
         priority: int = 0,
         deadline: float = ...,
         cost: float = 1.0,
-    ) -> None: ...
-    def remove(self, item: object) -> bool: ...
-    def fill(self) -> list[object]: ...
+        index: int = 0,
+    ) -> Entry: ...
+    def append_many(
+        self, items: list[Any], group: Group, user: object = None, priority: int = 0, deadline: float = ...
+    ) -> list[Entry]: ...
+    def remove(self, entry: Entry) -> bool: ...
+    def fill(self) -> list[Entry]: ...

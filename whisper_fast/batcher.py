@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 import msgspec
 
 from . import clock
-from ._batch import Assembly
-from .errors import BatchMismatch, Closed, Overloaded
+from ._batch import Assembly, Entry, Group, deliver, still_wanted
+from .errors import BatchMismatch, Closed, Overloaded, own_copy
 from .executor import coroutine_function
-from .waiter import Group, Member, Waiter, expire_later, fail_all, unwrapped
+from .waiter import expire_later, fail_all, unwrapped
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -105,7 +105,7 @@ class MicroBatcher(Generic[T, R]):
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._tasks: dict[asyncio.Task[None], list[Waiter]] = {}  # each with those it must answer now
+        self._tasks: dict[asyncio.Task[None], list[Entry]] = {}  # each with those it must answer now
         self._released = {"full": 0, "cost": 0, "idle": 0, "linger": 0, "direct": 0}
         self._items = self._calls = 0
 
@@ -118,17 +118,16 @@ class MicroBatcher(Generic[T, R]):
         (or the cost function) raises for this item.
         """
         self._check_room(1)
-        waiter = Waiter(item, self._own_loop().create_future())
-        self._append(waiter, user, priority, timeout)
-        timer = None if timeout is None else expire_later(waiter.future, timeout)
+        future = self._own_loop().create_future()
+        entry = self._append(item, future, user, priority, timeout)
+        timer = None if timeout is None else expire_later(future, timeout)
         try:
-            return await waiter.future  # type: ignore[no-any-return]
+            return await future  # type: ignore[no-any-return]
         finally:
             if timer is not None:
                 timer.cancel()
-            if not waiter.taken:
-                self._queue.remove(waiter)
-            del waiter  # an error would keep itself alive through its traceback and this frame
+            self._queue.remove(entry)
+            del entry, future  # an error would keep itself alive through its traceback and this frame
 
     async def submit_many(
         self,
@@ -148,19 +147,17 @@ class MicroBatcher(Generic[T, R]):
         if not pending:
             return []
         group = Group(len(pending), self._own_loop().create_future())
-        members = [Member(item, group, index) for index, item in enumerate(pending)]
-        for member in members:
-            self._append(member, user, priority, timeout)
+        entries = self._append_many(pending, group, user, priority, timeout)
         timer = None if timeout is None else expire_later(group.future, timeout)
         try:
             await group.future
+            return unwrapped(group, return_exceptions)
         finally:
             if timer is not None:
                 timer.cancel()
-            for member in members:
-                if not member.taken:
-                    self._queue.remove(member)
-        return unwrapped(group.results, return_exceptions)
+            for entry in entries if group.left else ():
+                self._queue.remove(entry)
+            del group, entries  # as above
 
     def stats(self) -> BatcherStats:
         """Return the counters and what waits now."""
@@ -183,7 +180,7 @@ class MicroBatcher(Generic[T, R]):
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        while left := self._take():
+        while left := self._queue.fill():
             for waiter in left:
                 waiter.fail(Closed("the batcher was closed before this item's turn came"))
         tasks = list(self._tasks)
@@ -213,22 +210,40 @@ class MicroBatcher(Generic[T, R]):
         if waiting + count > self._max_queue:
             raise Overloaded(f"{waiting} items wait and {count} came; at most {self._max_queue} may wait")
 
-    def _append(self, waiter: Waiter, user: object, priority: int, timeout: float | None) -> None:
+    def _append(self, item: T, to: Any, user: object, priority: int, timeout: float | None, index: int = 0) -> Entry:
+        """Let one item wait, or serve it at once while batching is off. Raises what a bad cost raises."""
         self._items += 1
         if self._enabled is not None and not self._enabled():
-            self._released["direct"] += 1
-            waiter.taken = True
-            self._start(self._serve([waiter]), [waiter])
-            return
-        try:
-            cost = 1.0 if self._cost is None else self._cost(waiter.item)
-            deadline = INFINITY if timeout is None else clock.monotonic() + timeout
-            self._queue.append(waiter, user, priority, deadline, cost)
-        except Exception as error:  # noqa: BLE001 - whatever a cost function raises is for its item alone
-            waiter.fail(error)
-            return
+            return self._serve_alone(Entry(item, to, index))
+        cost = 1.0 if self._cost is None else self._cost(item)
+        deadline = INFINITY if timeout is None else clock.monotonic() + timeout
+        entry = self._queue.append(item, to, user, priority, deadline, cost, index)
         if self._running or not self._scheduled:
             self._wake()
+        return entry
+
+    def _append_many(
+        self, items: list[T], group: Group, user: object, priority: int, timeout: float | None
+    ) -> list[Entry]:
+        """Let all items wait; one whose cost is no cost has failed at once."""
+        if self._cost is None and (self._enabled is None or self._enabled()):
+            deadline = INFINITY if timeout is None else clock.monotonic() + timeout
+            entries = self._queue.append_many(items, group, user, priority, deadline)
+            self._items += len(items)
+            self._wake()
+            return entries
+        entries = []
+        for index, item in enumerate(items):
+            try:
+                entries.append(self._append(item, group, user, priority, timeout, index))
+            except Exception as error:  # noqa: BLE001 - whatever a cost function raises is for its item alone
+                Entry(item, group, index).fail(own_copy(error))
+        return entries
+
+    def _serve_alone(self, entry: Entry) -> Entry:
+        self._released["direct"] += 1
+        self._start(self._serve([entry]), [entry])
+        return entry
 
     def _own_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
@@ -274,21 +289,15 @@ class MicroBatcher(Generic[T, R]):
             self._running += 1
             self._start(self._work(batch), batch)
 
-    def _release(self, lingered: bool) -> list[Waiter]:
+    def _release(self, lingered: bool) -> list[Entry]:
         """Take the next batch out of the queue and note why it goes now."""
-        batch = self._take()
+        batch = self._queue.fill()
         if batch:
             why = self._queue.released_by
             self._released[("linger" if lingered else "idle") if why == "empty" else why] += 1
         return batch
 
-    def _take(self) -> list[Waiter]:
-        batch = cast("list[Waiter]", self._queue.fill())
-        for waiter in batch:
-            waiter.taken = True
-        return batch
-
-    def _start(self, work: Any, waiters: list[Waiter]) -> None:
+    def _start(self, work: Any, waiters: list[Entry]) -> None:
         task = self._own_loop().create_task(work, name=self._name)
         self._tasks[task] = waiters
         task.add_done_callback(self._ended)
@@ -296,7 +305,7 @@ class MicroBatcher(Generic[T, R]):
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._tasks[task]
 
-    async def _work(self, batch: list[Waiter]) -> None:
+    async def _work(self, batch: list[Entry]) -> None:
         """Serve one batch after the other until nothing waits, or others are at it."""
         task = cast("asyncio.Task[None]", asyncio.current_task())
         try:
@@ -313,16 +322,16 @@ class MicroBatcher(Generic[T, R]):
 
     # ---- one batch
 
-    async def _serve(self, waiters: list[Waiter]) -> None:
+    async def _serve(self, waiters: list[Entry]) -> None:
         """Call the function for those who still wait, and give each its result or error."""
-        waiters = [waiter for waiter in waiters if not waiter.future.done()]
+        waiters, items = still_wanted(waiters)
         if not waiters:
             return
         try:
-            results = await self._call([waiter.item for waiter in waiters])
+            results = await self._call(items)
             check_results(results, len(waiters))
-            for waiter, result in zip(waiters, results, strict=True):
-                waiter.answer(result)
+            for waiter, error in deliver(waiters, results):
+                waiter.fail(own_copy(error))
         except Exception as error:  # noqa: BLE001 - whatever a batch function raises is for its waiters
             await self._blame(waiters, error)
         except BaseException as error:
@@ -338,7 +347,7 @@ class MicroBatcher(Generic[T, R]):
         results = self._fn(items)
         return await results if isawaitable(results) else results
 
-    async def _blame(self, waiters: list[Waiter], error: Exception) -> None:
+    async def _blame(self, waiters: list[Entry], error: Exception) -> None:
         """Find the items at fault: each half is a call of its own, down to single items."""
         shared = isinstance(error, BatchMismatch) or getattr(error, "retriable", False)
         if shared or len(waiters) == 1:
