@@ -175,10 +175,10 @@ class Engine:
             stack.push_async_callback(engine._stop)
             if settings.use_redis_cache:
                 await engine._share()
-            await engine._turns.recovery.start()
             await engine.memory.start()
             engine._beside(engine._retention.run(), "retention")
             engine._beside(engine._preload.run(), "preload")
+            await engine._turns.recovery.start()  # last: its turns run with what the caller registers at once
             yield engine
 
     async def respond(self, message: Message) -> Reply:
