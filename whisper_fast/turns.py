@@ -230,7 +230,7 @@ class Turns:
     def _sent(self, entry: Entry) -> None:
         """Note that somebody has a reply that nobody had waited for."""
         with suppress(Closed):
-            self._journal.sent(entry)
+            self._journal.sent(entry).add_done_callback(noted)
 
     async def _remember(
         self, entry: Entry, message: Message, vector: Any, reply: Reply, sent: Callable[[], bool]
@@ -283,6 +283,12 @@ class Turns:
 
 def key(message: Message) -> tuple[str, str, str, str]:
     return message.platform, message.channel, message.user, message.id
+
+
+def noted(done: asyncio.Future[Any]) -> None:
+    """See the error of a note that nobody waits for: without it the reply stays listed as held."""
+    if not done.cancelled() and (error := done.exception()) is not None:
+        log.warning("a reply that was taken is still listed as held: %s", error)
 
 
 def stopped() -> Closed:
