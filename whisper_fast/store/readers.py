@@ -36,6 +36,7 @@ class Readers:
         self._path = path
         self._vfs = vfs
         self._found_damage = found_damage
+        self._closed = False
         self._free: queue.SimpleQueue[apsw.Connection | None] = queue.SimpleQueue()
         try:
             for _ in range(READERS):
@@ -47,11 +48,16 @@ class Readers:
 
     def let_go(self) -> None:
         """Close every connection, after the question that it answers: the file is another one. The next opens it."""
-        for _ in range(READERS):
-            if (connection := self._free.get()) is not None:
-                close_quietly(connection, stale=True)
-        for _ in range(READERS):
-            self._free.put(None)
+        if self._closed:
+            return
+        taken = [self._free.get() for _ in range(READERS)]
+        try:
+            for connection in taken:
+                if connection is not None:
+                    close_quietly(connection, stale=True)
+        finally:
+            for _ in taken:
+                self._free.put(None)
 
     def read(self, job: Callable[[apsw.Connection], T]) -> T:
         """Run `job`, once more on a new connection where the disk failed; in a thread of `threads`.
@@ -78,6 +84,7 @@ class Readers:
 
     def close(self) -> None:
         """Wait for the last question and close the connections."""
+        self._closed = True
         self.threads.shutdown()
         self._close_connections()
 
