@@ -51,6 +51,8 @@ async def test_the_cuts_find_what_they_look_for(monkeypatch, way):
     else:
         monkeypatch.setattr("whisper_fast.store.opened.settle_log", lambda *_: None)
     found = Counter()
-    for seed in range(3):
+    for seed in range(15):  # how the writes fall is the machine's: most often the first seeds find it
         found.update(await total(80, seed, monkeypatch))
-    assert found["lost"] + found["damaged"]
+        if found["lost"] + found["damaged"]:
+            return
+    raise AssertionError(f"1,200 power cuts and nothing lost: {found}")
