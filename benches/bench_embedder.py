@@ -47,12 +47,6 @@ def test_embed_extreme(benchmark, kind):
     per_text(benchmark, 1)
 
 
-def test_word_vectors(benchmark, embedder):
-    words = sorted({word for text in TEXTS for word in text.split()})
-    assert benchmark(embedder.word_vectors, words).any()
-    per_text(benchmark, len(words))
-
-
 def test_load(benchmark):
     assert benchmark.pedantic(StaticEmbedder, rounds=10).dimension
     per_text(benchmark, 1)

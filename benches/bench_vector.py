@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from whisper_fast._lexical import Postings
 from whisper_fast._vector import Rows, paths
 
 DIMENSION, K = 384, 10
@@ -61,23 +60,4 @@ def test_hnswlib(benchmark, data):
     index.init_index(max_elements=len(data))
     index.add_items(data)
     assert benchmark(index.knn_query, data[7:8], k=K)[0][0, 0] == 7
-    report(benchmark, data)
-
-
-@pytest.mark.parametrize("dimension", [128, 384])
-def test_fused_recall_of_1000(benchmark, dimension):
-    """The kernels of one recall: six terms of 2,500 scored, cosines, z-scores, neighbours, top ten."""
-    rng = np.random.default_rng(1)
-    data = rng.normal(size=(1000, dimension)).astype(np.float32)
-    rows, postings = filled(data), Postings()
-    for _ in data:
-        postings.append([f"w{min(word, 2499)}" for word in rng.zipf(1.3, 12)])
-    question = [f"w{word}" for word in (3, 17, 60, 200, 700, 2000)]
-
-    def recall():
-        lexical = np.zeros(len(postings), np.float32)
-        postings.score(question, lexical)
-        return rows.recall(data[7], lexical, K, allowed=b"\x01")
-
-    assert len(benchmark(recall)) == K
     report(benchmark, data)

@@ -1,4 +1,4 @@
-"""Rows of int8 vectors of one user, and the exact questions that are asked of them."""
+"""Rows of int8 vectors of one user, and the exact search for the nearest of them."""
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -15,13 +15,11 @@ from vector cimport (
     WF_REMOVED,
     WF_SPEAKERS,
     aligned_alloc,
-    wf_best,
     wf_hit,
     wf_pack,
     wf_path,
     wf_paths,
     wf_question,
-    wf_recall,
     wf_rows,
     wf_scan,
     wf_table,
@@ -129,50 +127,35 @@ cdef class Rows:
             self.rows.table.scope[row] = WF_REMOVED
             self.rows.removed += 1
 
-    def top_k(self, const float[::1] query, Py_ssize_t k, *, bytes allowed=None,
+    def top_k(self, const float[::1] query not None, Py_ssize_t k, *, bytes allowed=None,
               double since=-INFINITY, double until=INFINITY, str path=None):
-        return self._ask(query, None, k, allowed, since, until, 0.0, path, False)
-
-    def recall(self, const float[::1] query, const float[::1] lexical, Py_ssize_t k, *, bytes allowed=None,
-               double since=-INFINITY, double until=INFINITY, float dense_weight=0.7, str path=None):
-        return self._ask(query, lexical, k, allowed, since, until, dense_weight, path, True)
-
-    cdef list _ask(self, const float[::1] query, const float[::1] lexical, Py_ssize_t k, bytes allowed,
-                   double since, double until, float dense_weight, str path, bint fused):
         cdef wf_question question
-        cdef size_t count = self.rows.count
-        cdef int8_t *packed = NULL
+        cdef int8_t *packed
         if k < 0:
             raise ValueError(f"k is {k}; it must not be negative")
+        self._check_dimension(query)
         memset(&question, 0, sizeof(question))
         question.scan = scan_of(path)
-        question.since, question.until, question.dense_weight = since, until, dense_weight
+        question.since, question.until = since, until
         if allowed is not None:
             question.allowed = <const uint8_t *>PyBytes_AS_STRING(allowed)
             question.scopes = PyBytes_GET_SIZE(allowed)
-        if lexical is not None:
-            count = min(count, <size_t>lexical.shape[0])
-            if count:
-                question.lexical = &lexical[0]
-        if query is not None:
-            self._check_dimension(query)
-            packed = <int8_t *>aligned_alloc(WF_ALIGNMENT, self.rows.stride)
-            if packed == NULL:
-                raise MemoryError
+        packed = <int8_t *>aligned_alloc(WF_ALIGNMENT, self.rows.stride)
+        if packed == NULL:
+            raise MemoryError
         try:
-            if query is not None:
-                memset(packed, 0, self.rows.stride)
-                question.query = packed
-                question.query_scale = wf_pack(&query[0], <Py_ssize_t>self.rows.dimension, packed)
-                if question.query_scale < 0:
-                    raise ValueError("the query holds a value that is not finite")
-            return self._best(&question, count, min(<size_t>k, count), fused)
+            memset(packed, 0, self.rows.stride)
+            question.query = packed
+            question.query_scale = wf_pack(&query[0], self.rows.dimension, packed)
+            if question.query_scale < 0:
+                raise ValueError("the query holds a value that is not finite")
+            return self._best(&question, min(<size_t>k, self.rows.count))
         finally:
             free(packed)
 
-    cdef list _best(self, const wf_question *question, size_t count, size_t k, bint fused):
-        cdef wf_best best = wf_recall if fused else wf_top_k
-        cdef Py_ssize_t found = 0
+    cdef list _best(self, const wf_question *question, size_t k):
+        cdef Py_ssize_t found
+        cdef size_t count = self.rows.count
         cdef wf_table *table = self.rows.table
         if k == 0:
             return []
@@ -182,12 +165,10 @@ cdef class Rows:
         table.references += 1
         try:
             if count * self.rows.stride <= HELD_BYTES:
-                found = best(table, count, question, k, hits)
+                found = wf_top_k(table, count, question, k, hits)
             else:
                 with nogil:
-                    found = best(table, count, question, k, hits)
-            if found < 0:
-                raise MemoryError
+                    found = wf_top_k(table, count, question, k, hits)
             return as_tuples(hits, found)
         finally:
             wf_table_release(table)

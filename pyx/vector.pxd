@@ -43,8 +43,6 @@ cdef extern from "vector.h" nogil:
     ctypedef struct wf_question:
         const int8_t *query
         float query_scale
-        const float *lexical
-        float dense_weight
         const uint8_t *allowed
         size_t scopes
         double since
@@ -60,7 +58,4 @@ cdef extern from "vector.h" nogil:
     void wf_table_release(wf_table *table)
     size_t wf_table_bytes(const wf_table *table)
     float wf_pack(const float *vector, size_t dimension, int8_t *packed)
-    ctypedef ptrdiff_t (*wf_best)(const wf_table *, size_t, const wf_question *, size_t, wf_hit *) noexcept
-
     ptrdiff_t wf_top_k(const wf_table *, size_t, const wf_question *, size_t, wf_hit *)
-    ptrdiff_t wf_recall(const wf_table *, size_t, const wf_question *, size_t, wf_hit *)

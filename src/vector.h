@@ -59,10 +59,8 @@ size_t wf_table_bytes(const wf_table *table);
 float wf_pack(const float *vector, size_t dimension, int8_t *packed);
 
 typedef struct {
-    const int8_t *query;      /* packed and padded like a row, NULL for none */
+    const int8_t *query;      /* packed and padded like a row */
     float query_scale;
-    const float *lexical;     /* a score per row, NULL for none */
-    float dense_weight;
     const uint8_t *allowed;   /* by scope, NULL for all */
     size_t scopes;            /* length of `allowed` */
     double since, until;      /* seconds, both inclusive */
@@ -74,10 +72,7 @@ typedef struct {
     float score;
 } wf_hit;
 
-typedef ptrdiff_t (*wf_best)(const wf_table *, size_t, const wf_question *, size_t, wf_hit *);
-
-/* Both write at most `k` hits, best first, ties by the lower row, and return their number; -1 without memory. */
+/* Writes at most `k` hits, best first, ties by the lower row, and returns their number. */
 ptrdiff_t wf_top_k(const wf_table *table, size_t count, const wf_question *question, size_t k, wf_hit *hits);
-ptrdiff_t wf_recall(const wf_table *table, size_t count, const wf_question *question, size_t k, wf_hit *hits);
 
 #endif

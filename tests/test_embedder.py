@@ -115,14 +115,6 @@ def test_a_long_text_counts_by_its_beginning(embedder):
     assert np.array_equal(whole, cut)
 
 
-def test_word_vectors_are_plain_sums(embedder, table):
-    dog, cats = table.vocabulary.index("dog"), table.vocabulary.index("cats")
-    rows = embedder.word_vectors(["dog", "Cats", "🦄"])
-    assert np.array_equal(rows[0], table.scale[dog] * table.row[dog])
-    assert np.array_equal(rows[1], table.scale[cats] * table.row[cats])
-    assert not rows[2].any()
-
-
 @given(st.data())
 def test_sums_are_those_of_numpy(data):
     n, d = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 70))

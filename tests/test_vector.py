@@ -80,7 +80,6 @@ def test_every_path_gives_the_same_bits(path, data, query):
         rows.append_packed(np.array(values, np.int8).tobytes(), 0.5, 0, 0.0)
     q = np.array(query, np.float32)
     assert rows.top_k(q, 9, path=path) == rows.top_k(q, 9, path="scalar")
-    assert rows.recall(q, None, 9, path=path) == rows.recall(q, None, 9, path="scalar")
 
 
 @pytest.mark.parametrize("path", paths())
@@ -119,69 +118,6 @@ def test_filters_come_before_the_top_k(seed, count, k, span, allowed):
 def test_equal_scores_come_in_the_order_of_rows():
     rows = filled(np.ones((500, 8), np.float32))
     assert [row for row, _ in rows.top_k(np.ones(8, np.float32), 5)] == [0, 1, 2, 3, 4]
-
-
-def fused(own, visible, previous):
-    """Plain Python: what one row gives to those one and two before it in its session, and gets from them."""
-
-    def before(row):
-        row = previous[row]
-        while row >= 0 and not visible[row]:
-            row = previous[row]
-        return row
-
-    total = list(own)
-    for i in range(len(own)):
-        if not visible[i]:
-            continue
-        row = i
-        for part in (0.4, 0.2):
-            row = before(row)
-            if row < 0:
-                break
-            total[i] += part * own[row]
-            total[row] += part * own[i]
-    return total
-
-
-@settings(deadline=None)
-@given(seed=st.integers(0, 99), count=st.integers(1, 400), sessions=st.integers(1, 5), lexical=st.booleans())
-def test_the_fused_score_is_the_formula(seed, count, sessions, lexical):
-    rng = np.random.default_rng(seed)
-    data, query = vectors(seed, count, 16), vectors(seed + 1, 1, 16)[0]
-    data[rng.random(count) < 0.1] = 0
-    last, previous = {}, []
-    for i, session in enumerate(rng.integers(0, sessions, count)):
-        previous.append(last.get(session, -1))
-        last[session] = i
-    rows = filled(data, previous=previous)
-    gone = set(rng.choice(count, count // 5, replace=False).tolist())
-    for row in gone:
-        rows.remove(row)
-    visible = np.array([i not in gone for i in range(count)], bool)
-    words = rng.gamma(1, 2, count).astype(np.float32)
-    cosine = cosines(data, query)
-    pointing = data.any(axis=1)
-    seen = cosine[visible & pointing] if (visible & pointing).any() else np.zeros(1)
-    own = np.where(pointing, 0.7 * (cosine - seen.mean()) / (seen.std() or 1), 0) + (words if lexical else 0)
-    want = fused(own.tolist(), visible, previous)
-    found = rows.recall(query, words if lexical else None, count)
-    assert sorted(row for row, _ in found) == [i for i in range(count) if visible[i]]
-    assert [s for _, s in found] == pytest.approx([want[row] for row, _ in found], abs=2e-4)
-    assert [s for _, s in found] == sorted((s for _, s in found), reverse=True)
-
-
-def test_what_is_not_visible_adds_nothing_to_its_neighbours():
-    rows = filled(np.eye(3, dtype=np.float32), scopes=[0, 1, 0], previous=[-1, 0, 1])
-    words = np.array([0, 100, 0], np.float32)
-    assert rows.recall(None, words, 3, allowed=b"\x01\x00") == [(0, 0.0), (2, 0.0)]
-
-
-def test_recall_by_words_alone_and_by_nothing():
-    rows = filled(vectors(0, 3, 8))
-    assert [row for row, _ in rows.recall(None, np.array([1, 3, 2], np.float32), 2)] == [1, 2]
-    assert rows.recall(None, None, 2) == [(0, 0.0), (1, 0.0)]
-    assert [row for row, _ in rows.recall(None, np.ones(2, np.float32), 9)] == [0, 1]  # the third came later
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -286,7 +222,7 @@ def use():
     rows = Rows(128)
     for i in range(300):
         rows.append(np.ones(128, np.float32), 0, 0.0)
-        rows.recall(np.ones(128, np.float32), np.ones(i, np.float32), 10)
+        rows.top_k(np.ones(128, np.float32), 10)
         try:
             rows.top_k(np.full(128, np.nan, np.float32), 1)
         except ValueError:

@@ -78,23 +78,3 @@ class Rows:
 
         Only rows that are visible count: not removed, `allowed[scope]` not 0, and said from `since` to `until`.
         """
-    def recall(
-        self,
-        query: NDArray[np.float32] | None,
-        lexical: NDArray[np.float32] | None,
-        k: int,
-        *,
-        allowed: bytes | None = None,
-        since: float = ...,
-        until: float = ...,
-        dense_weight: float = 0.7,
-        path: str | None = None,
-    ) -> list[tuple[int, float]]:
-        """Return the `k` visible rows with the best fused scores, best first, ties by the lower row.
-
-        A row's own score is `own = lexical + dense_weight * (cosine - mean) / deviation`, mean and standard
-        deviation of the cosine being those of the visible rows; a zero row, which has no direction, has the mean
-        and no part in it. Its fused score adds
-        `0.4 * own` of the rows one before and one after it in its session, and `0.2 * own` of those two away,
-        counted over visible rows only. `lexical`, float32, has a score for each row; later rows do not take part.
-        """

@@ -46,7 +46,6 @@ class StaticEmbedder:
     def __init__(self, table: TokenTable | None = None) -> None:
         table = table or TokenTable.shipped()
         self._weighted = TokenSums(table.row, table.scale * table.weight)
-        self._plain = TokenSums(table.row, table.scale)
         self._tokens = WordPiece(table.vocabulary, table.vocabulary.index("[UNK]"))
         self.dimension: int = table.row.shape[1]
         self.name: str = f"minilm-l6-static-{self.dimension}-{table.checksum[:8]}"
@@ -56,13 +55,4 @@ class StaticEmbedder:
         rows = np.empty((len(texts), self.dimension), np.float32)
         tokens = self._tokens
         self._weighted.sum_into(rows, [tokens.ids(text[:MAX_CHARACTERS]) for text in texts], unit=True)
-        return rows
-
-    def word_vectors(self, words: Sequence[str], /) -> Floats:
-        """Return each word's plain vector, float32 [len(words), dimension]: its pieces' sum, of any length.
-
-        For callers that weigh words by counts of their own. A word that is not known has a zero row.
-        """
-        rows = np.empty((len(words), self.dimension), np.float32)
-        self._plain.sum_into(rows, [self._tokens.ids(word) for word in words])
         return rows
