@@ -428,12 +428,13 @@ async def test_a_writer_that_ends_leaves_nobody_waiting(database, monkeypatch):
 
 async def test_no_memory_for_sqlite(database):
     await database.write(add("before"))
-    limit = apsw.hard_heap_limit(apsw.memory_used() + 1)
+    soft, hard = apsw.soft_heap_limit(-1), apsw.hard_heap_limit(apsw.memory_used() + 1)
     try:
         with pytest.raises(errors.StoreNoMemory):
             await database.write(lambda c: c.execute("SELECT zeroblob(50000000) || zeroblob(50000000)").get)
     finally:
-        apsw.hard_heap_limit(limit)
+        apsw.hard_heap_limit(hard)
+        apsw.soft_heap_limit(soft)  # lowered with the hard one
     await well(database)
     await database.write(add("after"))
     assert await database.read(names) == ["after", "before"]
