@@ -50,6 +50,7 @@ class RecordingEngine:
         self.llm = SimpleNamespace(models=("tiny-llm",))
         self.llm_description = "a tiny model answers"
         self.state = {"ready": True}
+        self.record = None
 
     async def embed(self, texts):
         return np.array([[len(text), 0.5] for text in texts], np.float32)

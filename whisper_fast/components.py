@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from .errors import SettingsError
+from .message import STAGES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,6 +70,8 @@ def user_component(
     """
     if name in ("embedding", "recall", "conversation"):
         raise SettingsError(f"component {name} is a part of the engine and cannot be replaced")
+    if name in STAGES:
+        raise SettingsError(f"component {name} is called like a stage of every turn; choose another name")
     if not name.isidentifier():
         raise SettingsError(f"component name is {name!r:.80}; letters, digits and underscores are allowed")
     if not callable(fn):

@@ -28,6 +28,7 @@ from .message import Message, Turn, checked_id, checked_user
 from .models.chosen import chosen_embedder, close_embedder
 from .models.classifiers import EMOTION, LLMEmotion
 from .models.emotion import VaderEmotion
+from .monitor import Record
 from .outbox import Outbox
 from .pipeline import Pipeline
 from .preload import Preload
@@ -120,6 +121,7 @@ class Engine:
         self._pipeline = Pipeline(self._executor, parallel=lambda: self.flags.parallel)
         self._judge: LLMEmotion | None = None
         self._register(settings)
+        self.record = Record() if settings.performance_monitoring_enabled else None
         self._turns = Turns(
             settings,
             lanes=self._lanes,
@@ -130,6 +132,7 @@ class Engine:
             outbox=self._outbox,
             memory=self.memory,
             conversations=self._conversations,
+            record=self.record,
         )
         self._preload = Preload(
             self._warm,

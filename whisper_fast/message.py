@@ -6,7 +6,7 @@ import re
 from itertools import count
 from math import isfinite
 from os import getpid
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 from uuid import uuid4
 
 import msgspec
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 __all__ = [
+    "STAGES",
     "ChatMessage",
     "Delta",
     "Message",
@@ -245,20 +246,26 @@ class Delta(str):
         return self
 
 
+STAGES: Final = ("journal", "lane", "gather", "llm", "first_token", "record", "remember", "total")
+"""The names in `Turn.timings` that are no component's."""
+
+
 class Turn:
     """All state of one message on its way; it belongs to that message alone.
 
     Components leave their values in `values` under their names, `partial` names those that were late or failed.
-    `message` holds the words of all messages that are answered together.
+    `began` says when a stage began (by `clock.monotonic`), `timings` how many seconds it took. `message` holds the
+    words of all messages that are answered together.
     """
 
-    __slots__ = ("_lap", "message", "partial", "prompt", "started", "timings", "values")
+    __slots__ = ("_lap", "began", "message", "partial", "prompt", "started", "timings", "values")
 
     def __init__(self, message: Message) -> None:
         self.message = message
         self.started = self._lap = clock.monotonic()
         self.values: dict[str, Any] = {}
         self.partial: list[str] = []
+        self.began: dict[str, float] = {}
         self.timings: dict[str, float] = {}
         self.prompt: list[ChatMessage] = []
 
@@ -277,6 +284,10 @@ class Turn:
 
     def lap(self, name: str) -> None:
         """Note the seconds since the last lap, or since the start, under `name`."""
-        now = clock.monotonic()
-        self.timings[name] = now - self._lap
-        self._lap = now
+        self.took(name, self._lap)
+        self._lap = self.began[name] + self.timings[name]
+
+    def took(self, name: str, began: float) -> None:
+        """Note that the stage `name` ran from `began` until now."""
+        self.began[name] = began
+        self.timings[name] = clock.monotonic() - began

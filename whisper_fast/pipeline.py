@@ -111,12 +111,12 @@ class Pipeline:
                 self._fail(component, turn, began, error)
                 return
         turn.values[component.name] = value
-        turn.timings[component.name] = clock.monotonic() - began
+        turn.took(component.name, began)
 
     def _fail(self, component: Component, turn: Turn, began: float, error: BaseException | None) -> None:
         turn.values[component.name] = component.fallback
         turn.partial.append(component.name)
-        turn.timings[component.name] = clock.monotonic() - began
+        turn.took(component.name, began)
         late = error is None or isinstance(error, TimeoutError)
         why = f"not done after {component.deadline} s" if late else f"{type(error).__name__}: {error}"
         log.warning("message %s: component %s is missing: %s", turn.message.id, component.name, why)

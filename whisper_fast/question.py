@@ -33,7 +33,7 @@ async def ask_in_pieces(llm: LLMPool, turn: Turn, around: Round, options: dict[s
     async with aclosing(llm.stream(turn.prompt, **options)) as pieces:
         async for piece in pieces:
             if not texts:
-                turn.timings["first_token"] = clock.monotonic() - since
+                turn.took("first_token", since)
             texts.append(piece)
             calls.extend(piece.tool_calls)
             last, usage = piece.finish_reason or last, piece.usage or usage
@@ -51,7 +51,7 @@ def reply_of(turn: Turn, completion: Completion) -> Reply:
         emotion=turn.get("emotion"),
         memories=turn.get("recall") or (),
         partial=tuple(turn.partial),
-        timings=turn.timings,
+        timings=dict(turn.timings),
         finish_reason=completion.finish_reason,
         tool_calls=completion.tool_calls,
         usage=completion.usage,

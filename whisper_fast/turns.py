@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .llm.completion import Completion
     from .memory import MemoryStore
     from .message import Reply
+    from .monitor import Record
     from .outbox import Outbox
     from .pipeline import Pipeline
     from .settings import Settings
@@ -58,6 +59,7 @@ class Turns:
         outbox: Outbox,
         memory: MemoryStore,
         conversations: Conversations,
+        record: Record | None,
     ) -> None:
         self._settings = settings
         self._lanes = lanes
@@ -68,6 +70,7 @@ class Turns:
         self._outbox = outbox
         self._memory = memory
         self._conversations = conversations
+        self._record = record
         self._in_flight: dict[tuple[str, str, str, str], Ticket] = {}
         self.counts = dict.fromkeys(("accepted", "answered", "failed", "duplicates", "partial"), 0)
         self.recovery = Recovery(
@@ -173,11 +176,15 @@ class Turns:
             around.place.rest()
             reply = reply_of(turn, completion)
             await self._journal.record(entry, reply, around.entries[1:], turn.message)
+            turn.lap("record")
             around.deliver(reply)
             self.counts["answered"] += len(around.entries)
             self.counts["partial"] += bool(turn.partial)
             sent = await self._send(around, reply)
             await self._remember(entry, turn.message, turn.get("embedding"), reply, sent)
+            turn.lap("remember")
+            if self._record is not None:
+                self._record.ended(turn)
         except Exception as error:  # noqa: BLE001 - the message stays open in the journal: tried again, it goes on
             await self._failed(around, error)
         except asyncio.CancelledError:
@@ -253,6 +260,8 @@ class Turns:
     async def _failed(self, around: Round, error: Exception) -> None:
         """Tell the callers; a final error closes the entries, any other leaves them open."""
         self.counts["failed"] += 1
+        if self._record is not None:
+            self._record.failed(error)
         ours = isinstance(error, WhisperFastError)
         name = around.first.message.id
         quoting = isinstance(error, LLMError)  # a server may quote the user's words

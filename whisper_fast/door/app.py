@@ -67,7 +67,7 @@ class Door:
         self.answers = Answers()
         self.requests = metrics.Requests()
         self.born = int(time())
-        self.registry = metrics.registry(engine.stats, self.requests)
+        self.registry = metrics.registry(engine.stats, self.requests, engine.record)
 
     def routes(self) -> list[Route]:
         """Return the routes of the protocol, of the probes and of the metrics."""

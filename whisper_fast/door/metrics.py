@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from .._metrics import Counters, Histograms
+    from ..monitor import Record
 
 __all__ = ["Metered", "Requests", "exposition", "registry"]
 
@@ -58,6 +61,9 @@ COUNTERS = {
     "redis_refused": "Records in Redis that were not whole, or another user's.",
 }
 """The entries of `Engine.stats()` that only ever grow; every other number in it is a gauge."""
+
+SECONDS = tuple(2.0**power for power in range(-12, 8))
+"""The upper bounds of the exposed buckets: powers of two from 0.24 ms to 128 s, at which our counts are exact."""
 
 
 class Requests:
@@ -104,9 +110,12 @@ class Metered:
 class Exporter(Collector):
     """Reads all counters anew for each scrape; nothing is registered per user, so no label can name one."""
 
-    def __init__(self, stats: Callable[[], Mapping[str, Any]], requests: Requests) -> None:
+    def __init__(
+        self, stats: Callable[[], Mapping[str, Any]], requests: Requests, record: Record | None = None
+    ) -> None:
         self._stats = stats
         self._requests = requests
+        self._record = record
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric family."""
@@ -120,6 +129,12 @@ class Exporter(Collector):
         for name, number in stats.get("llm", {}).get("errors", {}).items():
             errors.add_metric([name], number)
         yield errors
+        if (record := self._record) is not None:
+            yield histograms("whisper_fast_stage_seconds", "Seconds of each stage of a turn.", "stage", record.stages)
+            yield counters(
+                "whisper_fast_missing", "Components that an answer went without.", "component", record.missing
+            )
+            yield counters("whisper_fast_turn_errors", "Errors that ended a turn for now.", "error", record.errors)
         yield from self._door()
 
     def _door(self) -> Iterator[Metric]:
@@ -134,6 +149,21 @@ class Exporter(Collector):
         yield GaugeMetricFamily("whisper_fast_http_in_flight", "HTTP requests under way.", self._requests.in_flight)
 
 
+def histograms(name: str, what: str, label: str, family: Histograms) -> Metric:
+    metric = HistogramMetricFamily(name, what, labels=[label])
+    for value, histogram in family.items():
+        below = [(str(bound), number) for bound, number in zip(SECONDS, histogram.below(SECONDS), strict=True)]
+        metric.add_metric([value], [*below, ("+Inf", histogram.count)], histogram.sum)
+    return metric
+
+
+def counters(name: str, what: str, label: str, family: Counters) -> Metric:
+    metric = CounterMetricFamily(name, what, labels=[label])
+    for value, counter in family.items():
+        metric.add_metric([value], counter.value)
+    return metric
+
+
 def leaves(stats: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
     """Yield every number in nested counters, its path joined by underscores; `errors` is a label, not a path."""
     for name, value in stats.items():
@@ -144,10 +174,12 @@ def leaves(stats: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
             yield from leaves(value, f"{path}_")
 
 
-def registry(stats: Callable[[], Mapping[str, Any]], requests: Requests) -> CollectorRegistry:
+def registry(
+    stats: Callable[[], Mapping[str, Any]], requests: Requests, record: Record | None = None
+) -> CollectorRegistry:
     """Return what a scrape reads: the engine, the door and this process."""
     made = CollectorRegistry(auto_describe=False)
-    made.register(Exporter(stats, requests))
+    made.register(Exporter(stats, requests, record))
     ProcessCollector(registry=made)
     return made
 
