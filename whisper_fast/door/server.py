@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 import threading
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -32,6 +32,7 @@ __all__ = ["serve"]
 log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+TICK = 0.1  # seconds; uvicorn counts on ten a second
 ANSWERS_SHARE = 5 / 6  # of the time to stop; the rest is for closing the engine
 
 
@@ -102,9 +103,14 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         self.announce()
 
-    async def on_tick(self, counter: int) -> bool:
-        """Return whether to stop."""
-        return self._stop.is_set() or await super().on_tick(counter)
+    async def main_loop(self) -> None:
+        """Tick as uvicorn does (for its Date header) until it is time to stop, which is noticed at once."""
+        counter = 0
+        while not self._stop.is_set() and not await self.on_tick(counter):
+            counter += 1
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TICK):
+                    await self._stop.wait()
 
     def remaining(self) -> float:
         """Return the seconds that are left for answers and turns; endless before the end has begun."""
