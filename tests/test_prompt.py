@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from whisper_fast.errors import InvalidMessage
 from whisper_fast.message import Message, Recalled, Turn
-from whisper_fast.prompt import compose, tokens
+from whisper_fast.prompt import History, compose, tokens
 
 
 def turn(values=None, **fields):
@@ -94,3 +94,12 @@ def test_it_always_fits(remembered, said, window):
     values = {"recall": tuple(memory(n, t) for n, t in enumerate(remembered)), "conversation": chat(*said)}
     found = compose(turn(values), window)
     assert sum(map(tokens, found)) <= window - 1024 + 40  # the memories' heading and line breaks
+
+
+@given(st.lists(st.text(max_size=30), max_size=20), st.integers(0, 300), st.booleans())
+def test_known_tokens_cut_the_conversation_where_estimates_do(texts, window, added):
+    history = History(chat(*texts), [tokens(message) for message in chat(*texts)])
+    if added:
+        history.append({"role": "user", "content": "from a component"})
+    window += 1100
+    assert compose(turn({"conversation": history}), window) == compose(turn({"conversation": [*history]}), window)

@@ -10,10 +10,13 @@ from __future__ import annotations
 import sys
 from collections import deque
 from functools import partial
+from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import clock
 from .cache import Cache
+from .prompt import History, words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -32,18 +35,20 @@ Key = tuple[str, str, str, str]
 class Exchange(NamedTuple):
     """One turn: what the user said and what the bot answered, as it goes into every later prompt.
 
-    `node` is the engine that stored it, "" for this one, and `turn` its number there; `size` is what its texts take.
+    `node` is the engine that stored it, "" for this one, and `turn` its number there; `messages` is what was said and
+    answered, `tokens` what the prompt reckons for each of the two, `size` the bytes that their texts take.
     """
 
     node: str
     turn: int
     at: float
-    said: ChatMessage
-    answered: ChatMessage
+    messages: tuple[ChatMessage, ChatMessage]
+    tokens: tuple[int, int]
     size: int
 
 
 Recent = deque[Exchange]
+TURN, MESSAGES, TOKENS, SIZE = map(attrgetter, ("turn", "messages", "tokens", "size"))
 
 
 def place(message: Message) -> Key:
@@ -52,17 +57,19 @@ def place(message: Message) -> Key:
 
 def weight(key: Key, recent: Recent) -> int:
     """Return the bytes that an entry takes in memory, its key's texts included."""
-    return EMPTY_BYTES + sum(map(sys.getsizeof, key)) + sum(TURN_BYTES + kept.size for kept in recent)
+    texts: int = sum(map(SIZE, recent))
+    return EMPTY_BYTES + sum(map(sys.getsizeof, key)) + len(recent) * TURN_BYTES + texts
 
 
 def exchange(turn: int, at: float, text: str, reply: str, node: str = "") -> Exchange:
-    said, answered = {"role": "user", "content": text}, {"role": "assistant", "content": reply}
-    return Exchange(node, turn, at, said, answered, sys.getsizeof(text) + sys.getsizeof(reply))
+    messages = {"role": "user", "content": text}, {"role": "assistant", "content": reply}
+    size = sys.getsizeof(text) + sys.getsizeof(reply)
+    return Exchange(node, turn, at, messages, (words(text), words(reply)), size)
 
 
 SAMPLE = exchange(1 << 20, 1.0, "", "")
 EMPTY_BYTES = sys.getsizeof(deque()) + sys.getsizeof(("",) * 4)
-TURN_BYTES = sum(map(sys.getsizeof, (SAMPLE, *SAMPLE[1:])))  # what Python keeps for a turn beside its texts
+TURN_BYTES = sum(map(sys.getsizeof, (SAMPLE, *SAMPLE[1:], *SAMPLE.messages)))  # kept for a turn beside its texts
 
 
 class Conversations:
@@ -92,7 +99,7 @@ class Conversations:
         """Tell other engines what is said here, and hear what is said there."""
         self._shared = shared
 
-    async def recent(self, message: Message) -> list[ChatMessage]:
+    async def recent(self, message: Message) -> History:
         """Return the messages before `message` in its place, oldest first. Raises StoreError."""
         return chat(await self._recent(place(message)))
 
@@ -116,7 +123,7 @@ class Conversations:
         recent = self._cache.get(key)
         if recent is None:
             self._cache.pop(key)  # a load that began before this turn was stored must not be kept
-        elif all(kept.turn != turn or kept.node for kept in recent):
+        elif turn not in map(TURN, recent) or all(kept.turn != turn or kept.node for kept in recent):
             longer = Recent(recent, maxlen=self._longest)
             longer.append(new)
             self._cache.put(key, longer)
@@ -208,8 +215,10 @@ def merged(own: Iterable[Exchange], others: list[Exchange]) -> list[Exchange]:
 
 
 def row(kept: Exchange) -> Row:
-    return kept.turn, kept.at, kept.said["content"], kept.answered["content"]
+    said, answered = kept.messages
+    return kept.turn, kept.at, said["content"], answered["content"]
 
 
-def chat(recent: Recent) -> list[ChatMessage]:
-    return [message for kept in recent for message in (kept.said, kept.answered)]
+def chat(recent: Recent) -> History:
+    messages, tokens = map(MESSAGES, recent), map(TOKENS, recent)
+    return History(chain.from_iterable(messages), list(chain.from_iterable(tokens)))

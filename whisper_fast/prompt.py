@@ -22,12 +22,22 @@ if TYPE_CHECKING:
 
     from .message import ChatMessage, Message, Recalled, Turn
 
-__all__ = ["OWN", "compose", "tokens"]
+__all__ = ["OWN", "History", "compose", "tokens", "words"]
 
 OWN = frozenset({"emotion", "embedding", "recall", "conversation", "persona"})
 DAY = 86_400  # seconds
 ANSWER_TOKENS = 1024  # what is kept free for the answer when the request sets no limit
 MEMORY_HEADING = "What you remember of what this person told you (use it when it helps, never invent more):"
+
+
+class History(list["ChatMessage"]):
+    """Chat messages, oldest first, with the estimated `tokens` of each, so that no turn estimates them again."""
+
+    __slots__ = ("tokens",)
+
+    def __init__(self, messages: Iterable[ChatMessage], tokens: list[int]) -> None:
+        super().__init__(messages)
+        self.tokens = tokens
 
 
 def compose(turn: Turn, context_tokens: int) -> list[ChatMessage]:
@@ -60,6 +70,7 @@ def tokens(message: ChatMessage) -> int:
 
 
 def words(text: str) -> int:
+    """Estimate the tokens of a text that is a message of its own."""
     return (len(text) if text.isascii() else len(text.encode())) // 4 + 4
 
 
@@ -132,12 +143,14 @@ def fitting(lines: Iterable[str], room: int) -> list[str]:
 
 def newest(messages: Sequence[ChatMessage], room: int) -> list[ChatMessage]:
     """Return the newest messages that fit; never begins with a tool's result whose call was cut off."""
-    first = len(messages)
-    for message in reversed(messages):
-        room -= tokens(message)
-        if room < 0:
-            break
-        first -= 1
+    if isinstance(messages, History) and len(messages.tokens) == len(messages):  # else a component has added to it
+        sizes = messages.tokens
+    else:
+        sizes = [tokens(message) for message in messages]
+    wanted, first = sum(sizes), 0
+    while wanted > room and first < len(messages):
+        wanted -= sizes[first]
+        first += 1
     while first < len(messages) and messages[first].get("role") == "tool":
         first += 1
     return list(messages[first:])
