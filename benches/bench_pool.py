@@ -24,6 +24,7 @@ from whisper_fast.breaker import Breaker
 from whisper_fast.limits import AdaptiveLimit
 from whisper_fast.llm import Endpoint, LLMPool, OpenAIProvider
 from whisper_fast.llm.latency import Latency
+from whisper_fast.llm.slots import Caller
 
 CALLS = 500
 
@@ -75,7 +76,7 @@ def test_pool_over_its_provider(benchmark):
 
 async def hold(pool):
     """Take one slot until cancelled."""
-    visit = pool._upstreams[0].take("holder", 0, perf_counter())
+    visit = pool._upstreams[0].take(Caller("holder"), perf_counter())
     try:
         await asyncio.Event().wait()
     finally:

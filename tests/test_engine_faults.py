@@ -64,6 +64,34 @@ async def test_a_message_outlives_a_wrong_key_and_is_answered_when_it_is_right(s
     assert (found["open"], found["failed"], found["done"]) == (0, 0, 1)
 
 
+MODERATED = (
+    b'{"error": {"code": 403, "metadata": {"reasons": ["violence"], "flagged_input": "secret"}}}',
+    b'{"error": {"type": "content_policy_violation", "message": "secret"}}',
+    b'{"error": {"code": "content_filter"}}',
+)
+
+
+@pytest.mark.parametrize("body", MODERATED)
+async def test_what_a_servers_moderation_refuses_is_refused_for_good_and_not_repeated(settings, body):
+    def answer(_):
+        raise refusal(403, "model", body)
+
+    async with Engine.open(settings, llm=ScriptedLLM(answer)) as engine:
+        with pytest.raises(LLMRejected, match="moderation") as caught:
+            await engine.respond(said("ada", "hi", id="1"))
+    assert not isinstance(caught.value, LLMMisconfigured)
+    assert "secret" not in str(caught.value)
+    found = audit(settings.data_dir)
+    assert (found["open"], found["failed"]) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b'{"error": "no"}', b'{"error": {"metadata": {"reasons": []}}}', b"\xff"]
+)
+def test_a_403_that_speaks_of_no_moderation_is_about_the_key(body):
+    assert isinstance(refusal(403, "model", body), LLMMisconfigured)
+
+
 async def test_a_restore_never_gives_one_users_reply_to_another(settings, tmp_path):
     gate = asyncio.Event()
 

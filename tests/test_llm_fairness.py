@@ -9,6 +9,7 @@ from collections import defaultdict
 import pytest
 from virtual import run
 
+from whisper_fast.errors import InvalidMessage
 from whisper_fast.llm import Completion, LLMPool
 from whisper_fast.message import Usage
 
@@ -51,6 +52,34 @@ def fixed(llm, clock, **options):
 async def loop_of(pool, user, clock, until, **params):
     while clock() < until:
         await pool.chat([{"role": "user", "content": user}], user=user, **params)
+
+
+def test_a_user_of_twice_the_weight_is_served_twice_as_much():
+    async def main(clock):
+        llm = Tokens(clock)
+        async with fixed(llm, clock) as pool:
+            weights = {"one": 1.0, "two": 2.0, "half": 0.5}
+            await asyncio.gather(
+                *(loop_of(pool, user, clock, HOUR, weight=w) for user, w in weights.items() for _ in range(40))
+            )
+        return dict(llm.served)
+
+    served = run(main)
+    assert served["two"] / served["one"] == pytest.approx(2, rel=0.02)
+    assert served["half"] / served["one"] == pytest.approx(0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf"), "2", None])
+def test_a_weight_that_is_none_is_refused(weight):
+    async def main(clock):
+        async with fixed(Tokens(clock), clock) as pool:
+            with pytest.raises(InvalidMessage, match="weight"):
+                await pool.chat([{"role": "user", "content": "u"}], weight=weight)
+            with pytest.raises(InvalidMessage, match="weight"):
+                async for _ in pool.stream([{"role": "user", "content": "u"}], weight=weight):
+                    pass
+
+    run(main)
 
 
 def jain(values):

@@ -13,7 +13,7 @@ from whisper_fast.errors import LLMTimeout
 from whisper_fast.lab.faulty import FaultyLLM
 from whisper_fast.llm import Endpoint, LLMPool, SimulatedLLM
 from whisper_fast.llm.alarm import Alarm
-from whisper_fast.llm.slots import Slots
+from whisper_fast.llm.slots import Caller, Slots
 
 
 async def storm(pool, rng, operations):
@@ -76,9 +76,9 @@ async def test_a_storm_over_real_sockets_leaves_nothing():
 async def test_many_cancelled_waiters_leave_nothing_in_the_queue():
     alarm = Alarm(0.01, monotonic)
     slots = Slots(1, 10_000, alarm, monotonic)
-    await slots.acquire("u", 0, 1.0)
+    await slots.acquire(Caller("u"), 1.0)
     for _ in range(20):
-        waiters = [asyncio.create_task(slots.acquire(f"u{n}", n % 3, 1.0, timeout=60)) for n in range(100)]
+        waiters = [asyncio.create_task(slots.acquire(Caller(f"u{n}", n % 3), 1.0, timeout=60)) for n in range(100)]
         await asyncio.sleep(0)
         for waiter in waiters:
             waiter.cancel()

@@ -394,9 +394,9 @@ async def test_a_stream_that_does_not_end_is_charged_what_it_took(cancelled):
         charged = []
         settle = Slots.settle
 
-        def noted(slots, user, priority, difference, since):
-            charged.append((user, difference, since))
-            settle(slots, user, priority, difference, since)
+        def noted(slots, caller, difference, since):
+            charged.append((caller.user, difference, since))
+            settle(slots, caller, difference, since)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Slots, "settle", noted)

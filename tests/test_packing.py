@@ -81,6 +81,40 @@ async def sizes(model, texts, **options):
     return [getattr(answer, "size", answer) for answer in found], classifier.stats()
 
 
+class Listening(LLMPool):
+    """A pool that keeps who asked."""
+
+    def __init__(self, *sources):
+        super().__init__(*sources)
+        self.callers = []
+
+    def chat(self, messages, *, user=None, priority=0, **params):
+        self.callers.append((user, priority))
+        return super().chat(messages, user=user, priority=priority, **params)
+
+
+async def asked_by(*people, model=None, **options):
+    """Classify a text for each (user, priority); return who asked the pool."""
+    async with Listening([model or Model()]) as pool:
+        classifier = Classifier(pool, SIZE, **options)
+        await asyncio.gather(*(classifier.classify("abcd", user=u, priority=p) for u, p in people))
+        await classifier.close()
+        return pool.callers
+
+
+async def test_a_packed_call_is_as_urgent_as_its_most_urgent_text_and_charged_to_nobody():
+    assert await asked_by(("ann", 5), ("bob", -1), ("cy", 0)) == [("classify size", -1)]
+    assert await asked_by(("ann", 5), ("ann", 2)) == [("ann", 2)]
+
+
+async def test_a_text_that_is_asked_alone_is_its_users_call():
+    assert await asked_by(("ann", 5)) == [("ann", 5)]
+    people = [("ann", 5), ("bob", -1)]
+    assert sorted(await asked_by(*people, enabled=lambda: False)) == people
+    spoilt = Model(lambda text, line: line if len(text) == 4 else "")  # the controls are not answered
+    assert sorted(await asked_by(*people, model=spoilt)) == [*people, ("classify size", -1)]
+
+
 async def test_texts_that_come_together_are_one_call_and_each_has_its_own_answer():
     model = Model()
     texts = ["x" * n for n in range(1, 11)]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from .conversation import Conversations
     from .memory import MemoryStore
-    from .message import ChatMessage, Recalled, Turn
+    from .message import ChatMessage, Message, Recalled, Turn
 
 __all__ = ["Component", "conversation", "embedding", "emotion", "persona", "persona_text", "recall", "user_component"]
 
@@ -93,11 +93,11 @@ def fact(value: Any) -> Any:
     return value
 
 
-def emotion(analyse: Callable[[str, str], Awaitable[Any]], deadline: float) -> Component:
-    """Return the component `emotion`: the feeling in the user's words, from `await analyse(text, user)`, once."""
+def emotion(analyse: Callable[[Message], Awaitable[Any]], deadline: float) -> Component:
+    """Return the component `emotion`: the feeling in the user's words, from `await analyse(message)`, once."""
 
     async def feel(turn: Turn) -> Any:
-        return await analyse(turn.message.text, turn.message.user)
+        return await analyse(turn.message)
 
     return Component("emotion", feel, deadline=deadline, check=strengths)
 
@@ -114,11 +114,11 @@ def strengths(value: Any) -> dict[str, float]:
     return {str(name): float(strength) for name, strength in value.items()}
 
 
-def embedding(embed: Callable[[str, str], Any], deadline: float) -> Component:
-    """Return the component `embedding`: the vector of the user's words, from `await embed(text, user)`."""
+def embedding(embed: Callable[[Message], Awaitable[Any]], deadline: float) -> Component:
+    """Return the component `embedding`: the vector of the user's words, from `await embed(message)`."""
 
     async def embed_text(turn: Turn) -> Any:
-        return await embed(turn.message.text, turn.message.user)
+        return await embed(turn.message)
 
     return Component("embedding", embed_text, deadline=deadline)
 

@@ -356,13 +356,13 @@ class Engine:
             self._judge = LLMEmotion(judge, lexicon, seconds)
             return components.emotion(self._judge.analyse, seconds + settings.component_deadline)
 
-        async def analyse(text: str, user: str) -> dict[str, float]:
-            return await self._executor.run(lexicon.analyse, text)
+        async def analyse(message: Message) -> dict[str, float]:
+            return await self._executor.run(lexicon.analyse, message.text)
 
         return components.emotion(analyse, settings.component_deadline)
 
-    async def _embed_one(self, text: str, user: str) -> Any:
-        return await self._batcher.submit(text, user=user)
+    async def _embed_one(self, message: Message) -> Any:
+        return await self._batcher.submit(message.text, user=message.user, priority=message.priority)
 
     async def _forget(self, user: str, upto: int) -> None:
         rows = self._database.write(partial(forget_user, user=user, upto=upto))

@@ -20,7 +20,8 @@ __all__ = ["ask", "reply_of"]
 async def ask(llm: LLMPool, around: Round, timeout: float) -> Completion:
     """Ask the model within `timeout` seconds; pieces go to whoever streams. Raises LLMError, Overloaded."""
     turn, message = around.turn, around.turn.message
-    options = {**message.parameters, "user": message.user, "priority": message.priority, "timeout": timeout}
+    options = {**message.parameters, "timeout": timeout}
+    options |= {"user": message.user, "priority": message.priority, "weight": message.weight}
     if around.streamed:
         return await ask_in_pieces(llm, turn, around, options)
     return await llm.chat(turn.prompt, **options)

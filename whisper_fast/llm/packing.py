@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from random import SystemRandom
 from secrets import token_hex
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -88,6 +88,14 @@ class PackingStats(msgspec.Struct, frozen=True):
     spoilt: int = 0
 
 
+class Part(NamedTuple):
+    """One text, whose it is, and how urgent."""
+
+    text: str
+    user: str | None
+    priority: int
+
+
 class Line(msgspec.Struct):
     tag: str
     answer: msgspec.Raw
@@ -121,23 +129,29 @@ class Classifier(Generic[T]):
         self._decoder = msgspec.json.Decoder(task.answer)
         self._random = SystemRandom()
         self._packs = self._packed = self._alone = self._spoilt = 0
-        self._batcher: MicroBatcher[str, T | WhisperFastError] = MicroBatcher(
+        self._batcher: MicroBatcher[Part, T | WhisperFastError] = MicroBatcher(
             self._ask,
             max_batch=max_batch,
             max_wait=max_wait,
-            cost=lambda text: len(text.encode()) + OVERHEAD,
+            cost=lambda part: len(part.text.encode()) + OVERHEAD,
             max_cost=MAX_COST,
             enabled=enabled,
             name=f"classify-{task.name}",
         )
 
-    async def classify(self, text: str, *, user: str | None = None, timeout: float | None = None) -> T:
+    async def classify(
+        self, text: str, *, user: str | None = None, priority: int = 0, timeout: float | None = None
+    ) -> T:
         """Return the answer for `text`, of which the first 2,000 characters count; `timeout` in seconds.
+
+        `user` and `priority` are those of `LLMPool.chat`. A call for several users is as urgent as the most urgent of
+        them, and the model's time that it takes is charged to none of them but to the task.
 
         Raises LLMError, DeadlineExceeded, Overloaded, Closed.
         """
         clean = text[:MAX_CHARACTERS].encode("utf-8", "replace").decode()
-        found = await self._batcher.submit(clean, user=user, timeout=timeout)
+        part = Part(clean, user, priority)
+        found = await self._batcher.submit(part, user=user, priority=priority, timeout=timeout)
         if isinstance(found, WhisperFastError):
             raise found
         return found
@@ -150,53 +164,57 @@ class Classifier(Generic[T]):
         """Take no more texts; whoever still waits gets Closed."""
         await self._batcher.close()
 
-    async def _ask(self, texts: list[str]) -> list[T | WhisperFastError]:
+    async def _ask(self, parts: list[Part]) -> list[T | WhisperFastError]:
         """Answer texts that came together: in one call, and those that it did not answer each in their own."""
-        found: list[T | WhisperFastError | None] = [None] * len(texts)
-        if len(texts) > 1:
-            found = [*await self._ask_packed(texts)]
+        found: list[T | WhisperFastError | None] = [None] * len(parts)
+        if len(parts) > 1:
+            found = [*await self._ask_packed(parts)]
         missing = [place for place, answer in enumerate(found) if answer is None]
         self._alone += len(missing)
         async with asyncio.TaskGroup() as group:
-            calls = {place: group.create_task(self._ask_alone(texts[place])) for place in missing}
+            calls = {place: group.create_task(self._ask_alone(parts[place])) for place in missing}
         return [calls[place].result() if answer is None else answer for place, answer in enumerate(found)]
 
-    async def _ask_packed(self, texts: list[str]) -> list[T | None]:
+    async def _ask_packed(self, parts: list[Part]) -> list[T | None]:
         """Return the answers that are valid; none at all when a control's is not the known one."""
         controls = self.task.controls
-        order = list(range(len(texts) + len(controls)))
+        order = list(range(len(parts) + len(controls)))
         self._random.shuffle(order)
-        all_texts = [*texts, *(control.text for control in controls)]
+        all_texts = [*(part.text for part in parts), *(control.text for control in controls)]
         tags = [token_hex(TAG_BYTES) for _ in all_texts]
         lines = [line(tags[place], all_texts[place]) for place in order]
-        answers = self._unpacked(await self._complete(PACKED, lines))
+        users = {part.user for part in parts}
+        payer = users.pop() if len(users) == 1 else f"classify {self.task.name}"
+        caller = {"user": payer, "priority": min(part.priority for part in parts)}
+        answers = self._unpacked(await self._complete(PACKED, lines, caller))
         self._packs += 1
         found = [answers.get(tag) for tag in tags]
-        for control, answer in zip(controls, found[len(texts) :], strict=True):
+        for control, answer in zip(controls, found[len(parts) :], strict=True):
             if answer is None or not control.right(answer):
                 self._spoilt += 1
-                return [None] * len(texts)
-        self._packed += sum(answer is not None for answer in found[: len(texts)])
-        return found[: len(texts)]
+                return [None] * len(parts)
+        self._packed += sum(answer is not None for answer in found[: len(parts)])
+        return found[: len(parts)]
 
-    async def _ask_alone(self, text: str) -> T | WhisperFastError:
-        tag = token_hex(TAG_BYTES)
+    async def _ask_alone(self, part: Part) -> T | WhisperFastError:
+        tag, caller = token_hex(TAG_BYTES), {"user": part.user, "priority": part.priority}
         try:
-            answer = self._unpacked(await self._complete(ALONE, [line(tag, text)])).get(tag)
+            answer = self._unpacked(await self._complete(ALONE, [line(tag, part.text)], caller)).get(tag)
         except WhisperFastError as error:
             return error
         if answer is None:
             return LLMProtocolError(f"the model's answer for the task {self.task.name!r} is not of its form")
         return answer
 
-    async def _complete(self, prompt: str, lines: Sequence[str]) -> str:
+    async def _complete(self, prompt: str, lines: Sequence[str], caller: dict[str, Any]) -> str:
         system = prompt.format(instruction=self.task.instruction, form=self._form)
         messages: list[ChatMessage] = [
             {"role": "system", "content": system},
             {"role": "user", "content": "\n".join(lines)},
         ]
         limit = self.task.answer_tokens * len(lines)
-        return (await self._llm.chat(messages, timeout=self._timeout, temperature=0, max_tokens=limit)).text
+        asked = self._llm.chat(messages, **caller, timeout=self._timeout, temperature=0, max_tokens=limit)
+        return (await asked).text
 
     def _unpacked(self, text: str) -> dict[str, T | None]:
         """Return the valid answers by tag; None for a tag that is doubled or whose answer is malformed."""

@@ -26,6 +26,7 @@ from .flight import Flights, deterministic, identity
 from .hedge import BURST, SHARE, SOONEST, Hedge, Hedges
 from .reading import Reading
 from .route import ORDERS, Order, Route, ordered
+from .slots import Caller
 from .upstream import Upstream, Visit
 
 if TYPE_CHECKING:
@@ -123,35 +124,37 @@ class LLMPool:
         *,
         user: str | None = None,
         priority: int = 0,
+        weight: float = 1.0,
         timeout: float | None = None,
         shared: bool = False,
         **params: Any,
     ) -> Coroutine[Any, Any, Completion]:
         """Return the answer to `messages`; smaller `priority` is served first, from -100 to 100.
 
-        `user` says whose call it is; it stays in this process. Equal requests under way at temperature 0 or with a
+        `user` says whose call it is; it stays in this process. One of `weight` 2 gets twice the share of one of 1
+        while both wait. Equal requests under way at temperature 0 or with a
         seed are one call, within one user, and with others' only where both are `shared`. `params` goes to the model
         as it is.
         """
+        caller = caller_of(user, priority, weight)
         if params and deterministic(params) and (shared or user is not None) and self._coalescing():
-            key = identity(None if shared else user, (shared, priority, timeout), messages, params)
+            key = identity(None if shared else user, (shared, priority, weight, timeout), messages, params)
             if key is not None:
-                return self._flights.join(key, partial(self._chat, messages, user, priority, timeout, params))
-        return self._chat(messages, user, priority, timeout, params)
+                return self._flights.join(key, partial(self._chat, messages, caller, timeout, params))
+        return self._chat(messages, caller, timeout, params)
 
     async def _chat(
         self,
         messages: Sequence[ChatMessage],
-        user: str | None,
-        priority: int,
+        caller: Caller,
         timeout: float | None,
         params: dict[str, Any],
     ) -> Completion:
-        call, route = self._begin(messages, user, priority, timeout)
+        call, route = self._begin(messages, timeout)
         try:
             while True:
                 upstream = route.upstreams[route.at]
-                visit = upstream.take(user, priority, self._clock()) or await self._admit(route, user, priority)
+                visit = upstream.take(caller, self._clock()) or await self._admit(route, caller)
                 call.arm(visit.begun)
                 if SOONEST < (whole := visit.upstream.whole).high < inf and self._hedging():
                     self._hedges.watch(whole, visit, self._hedge_chat, (call, route, messages, params))
@@ -181,6 +184,7 @@ class LLMPool:
         *,
         user: str | None = None,
         priority: int = 0,
+        weight: float = 1.0,
         timeout: float | None = None,
         **params: Any,
     ) -> AsyncGenerator[Delta, None]:
@@ -189,11 +193,12 @@ class LLMPool:
         Whoever stops before the end should `aclose()` the iterator: that ends the call upstream and frees its
         slot.
         """
-        call, route = self._begin(messages, user, priority, timeout)
+        caller = caller_of(user, priority, weight)
+        call, route = self._begin(messages, timeout)
         try:
             while True:
                 upstream = route.upstreams[route.at]
-                visit = upstream.take(user, priority, self._clock()) or await self._admit(route, user, priority)
+                visit = upstream.take(caller, self._clock()) or await self._admit(route, caller)
                 call.arm(visit.begun)
                 reading, begun = Reading(visit, messages, params), False
                 settle: Callable[[], None] = visit.left
@@ -295,28 +300,23 @@ class LLMPool:
     ) -> None:
         await self.close()
 
-    def _begin(
-        self, messages: Sequence[ChatMessage], user: str | None, priority: int, timeout: float | None
-    ) -> tuple[Call, Route]:
+    def _begin(self, messages: Sequence[ChatMessage], timeout: float | None) -> tuple[Call, Route]:
         if self._closed:
             raise Closed("the pool is closed")
-        if not (user is None or isinstance(user, str)) or not isinstance(priority, int):
-            kinds = f"{type(user).__name__} and {type(priority).__name__}"
-            raise InvalidMessage(f"user and priority are {kinds}; they must be str (or None) and int")
         call = Call(self._timeout if timeout is None else checked(timeout), self._alarm, self._clock)
         upstreams = self._upstreams
         if self._order != "listed":
             upstreams = ordered(upstreams, self._order, messages)
         return call, Route(upstreams, self._retries)
 
-    async def _admit(self, route: Route, user: str | None, priority: int) -> Visit:
+    async def _admit(self, route: Route, caller: Caller) -> Visit:
         """Return a visit of the route's endpoint, or of a later one where that is shut or overloaded."""
         while True:
             if not route.last and route.upstream.slots.shut:
                 route.skip()
                 continue
             try:
-                return await route.upstream.acquire(user, priority, self._queue_timeout)
+                return await route.upstream.acquire(caller, self._queue_timeout)
             except (Overloaded, LLMUnavailable, LLMRateLimited):
                 if route.last:
                     raise
@@ -342,7 +342,7 @@ class LLMPool:
             others = [visit.upstream] if visit.upstream.slots.limit > 1 else []
         now = self._clock()
         for upstream in others:
-            if second := upstream.take(visit.user, visit.priority, now):
+            if second := upstream.take(visit.caller, now):
                 return second
         return None
 
@@ -399,6 +399,16 @@ async def rescue(call: Call, visit: Visit, error: BaseException) -> Completion |
     except LLMError:
         return None
     return answer
+
+
+def caller_of(user: str | None, priority: int, weight: float) -> Caller:
+    """Return the caller; raises InvalidMessage for what the queue cannot sort."""
+    if not (user is None or isinstance(user, str)) or not isinstance(priority, int):
+        kinds = f"{type(user).__name__} and {type(priority).__name__}"
+        raise InvalidMessage(f"user and priority are {kinds}; they must be str (or None) and int")
+    if not isinstance(weight, int | float) or not 0.001 <= weight <= 1000:
+        raise InvalidMessage(f"weight is {weight!r:.40}; it must be from 0.001 to 1000")
+    return Caller(user, priority, weight)
 
 
 def checked(timeout: float) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, cast
 
+import msgspec
+
 from whisper_fast._fair import FairQueue
 from whisper_fast.errors import Closed, DeadlineExceeded, Overloaded, WhisperFastError
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
     from .alarm import Alarm
 
-__all__ = ["Slots"]
+__all__ = ["Caller", "Slots"]
 
 FREE = 0.0  # a slot whose call nobody had to wait for and that is not charged
 NONE = -1.0
@@ -35,6 +37,14 @@ class Waiter:
             self.woken.set_exception(
                 DeadlineExceeded(f"no slot of {slots.limit} became free within {self.timeout:g} s")
             )
+
+
+class Caller(msgspec.Struct, frozen=True, gc=False):
+    """Whose call it is: who waits goes by priority, smaller first, then by fairness between users by `weight`."""
+
+    user: str | None = None
+    priority: int = 0
+    weight: float = 1.0
 
 
 class Slots:
@@ -76,7 +86,7 @@ class Slots:
         waiter = cast("Waiter | None", self._queue.oldest)
         return 0.0 if waiter is None else self._clock() - waiter.at
 
-    def take(self, user: str | None, priority: int, cost: float) -> float:
+    def take(self, caller: Caller, cost: float) -> float:
         """Take a slot if one is free and return its `since`, a negative number if none is."""
         taken = self.in_flight
         if self.shut or taken >= self.limit or self._closed:
@@ -86,28 +96,30 @@ class Slots:
         self.in_flight = taken + 1
         if 2 * taken + 2 < self.limit or self.shut:
             return FREE
-        return self._queue.pass_by(user, cost=cost, priority=priority)
+        return self._queue.pass_by(caller.user, cost=cost, weight=caller.weight, priority=caller.priority)
 
-    async def acquire(self, user: str | None, priority: int, cost: float, timeout: float | None = None) -> float:
+    async def acquire(self, caller: Caller, cost: float, timeout: float | None = None) -> float:
         """Take a slot, waiting at most `timeout` seconds; return its `since`.
 
         Raises Overloaded when `max_waiting` already wait, DeadlineExceeded after `timeout`, Closed after `close`.
         """
         if self._closed:
             raise Closed("the pool is closed")
-        since = self.take(user, priority, cost)
+        since = self.take(caller, cost)
         if since >= 0:
             return since
         if len(self._queue) >= self.max_waiting:
             raise Overloaded(f"{len(self._queue)} calls wait for {self.limit} slots; try again later")
-        return await self._wait(user, priority, cost, timeout)
+        return await self._wait(caller, cost, timeout)
 
-    async def _wait(self, user: str | None, priority: int, cost: float, timeout: float | None) -> float:
+    async def _wait(self, caller: Caller, cost: float, timeout: float | None) -> float:
         woken: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         waiter = Waiter(self, self._clock(), timeout, woken)
         if timeout is not None:
             waiter.tick = self._alarm.set(waiter.at + timeout, waiter)
-        waiter.handle = self._queue.push(waiter, user, cost=cost, priority=priority)
+        waiter.handle = self._queue.push(
+            waiter, caller.user, cost=cost, weight=caller.weight, priority=caller.priority
+        )
         try:
             return await woken
         except asyncio.CancelledError:
@@ -134,10 +146,10 @@ class Slots:
         elif not left and self._queue.remembered:
             self._queue.clear()
 
-    def settle(self, user: str | None, priority: int, difference: float, since: float) -> None:
+    def settle(self, caller: Caller, difference: float, since: float) -> None:
         """Correct what a call cost its user by `difference`."""
         if since > FREE:
-            self._queue.charge(user, difference, priority=priority, since=since)
+            self._queue.charge(caller.user, difference, weight=caller.weight, priority=caller.priority, since=since)
 
     def resize(self, limit: int) -> None:
         """Change the limit; who waits gets what it adds, and nobody is interrupted for what it takes away."""

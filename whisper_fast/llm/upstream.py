@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .alarm import Alarm
     from .completion import ChatProvider
     from .hedge import Hedge
+    from .slots import Caller
 
 __all__ = ["Upstream", "Visit"]
 
@@ -43,12 +44,9 @@ class Visit:
     watch: tuple[Callable[..., None], tuple[Any, ...]] | None = None  # how to hedge it, while there is no answer
     hedge: Hedge[Any] | None = None
 
-    def __init__(
-        self, upstream: Upstream, user: str | None, priority: int, begun: float, pass_: int, since: float
-    ) -> None:
+    def __init__(self, upstream: Upstream, caller: Caller, begun: float, pass_: int, since: float) -> None:
         self.upstream = upstream
-        self.user = user
-        self.priority = priority
+        self.caller = caller
         self.begun = begun
         self.pass_ = pass_
         self.since = since
@@ -63,7 +61,7 @@ class Visit:
     def spent(self, usage: Usage) -> None:
         """Charge the user for a stream that did not come to its end what it took, not what a call is expected to."""
         upstream, tokens = self.upstream, usage.total_tokens
-        upstream.slots.settle(self.user, self.priority, tokens - self.cost, self.since)
+        upstream.slots.settle(self.caller, tokens - self.cost, self.since)
         self.cost = tokens
 
     def answered(self, usage: Usage | None) -> None:
@@ -122,12 +120,12 @@ class Upstream:
 
     # ---- who comes
 
-    def take(self, user: str | None, priority: int, now: float) -> Visit | None:
+    def take(self, caller: Caller, now: float) -> Visit | None:
         """Return a visit if a slot is free and the endpoint is well."""
-        since = self.slots.take(user, priority, self.tokens)
-        return None if since < 0 else self._visit(user, priority, now, since)
+        since = self.slots.take(caller, self.tokens)
+        return None if since < 0 else self._visit(caller, now, since)
 
-    async def acquire(self, user: str | None, priority: int, timeout: float | None) -> Visit:
+    async def acquire(self, caller: Caller, timeout: float | None) -> Visit:
         """Return a visit, waiting for a slot at most `timeout` seconds.
 
         Raises what `Slots.acquire` raises, and LLMUnavailable when the endpoint stays shut for longer than 2 s.
@@ -137,18 +135,18 @@ class Upstream:
             left = None if until is None else max(0.0, until - self._clock())
             if self.slots.shut and self.shut_for > self._patience(left):
                 raise self._away()
-            since = await self.slots.acquire(user, priority, self.tokens, left)
-            if visit := self._visit(user, priority, self._clock(), since):
+            since = await self.slots.acquire(caller, self.tokens, left)
+            if visit := self._visit(caller, self._clock(), since):
                 return visit  # and otherwise it was shut between its turn and this moment
 
-    def _visit(self, user: str | None, priority: int, now: float, since: float) -> Visit | None:
+    def _visit(self, caller: Caller, now: float, since: float) -> Visit | None:
         pass_ = self.breaker.enter(now)
         if pass_ < 0:
-            self.slots.settle(user, priority, -self.tokens, since)
+            self.slots.settle(caller, -self.tokens, since)
             self.slots.release()
             return None
         self.calls += 1
-        return Visit(self, user, priority, now, pass_, since)
+        return Visit(self, caller, now, pass_, since)
 
     @property
     def shut_for(self) -> float:
@@ -182,7 +180,7 @@ class Upstream:
                 self.limit.answered(now, visit.begun, in_flight, received)
         if tokens:
             self.tokens += (tokens - self.tokens) / 64
-            self.slots.settle(visit.user, visit.priority, tokens - visit.cost, visit.since)
+            self.slots.settle(visit.caller, tokens - visit.cost, visit.since)
         self.breaker.succeeded(visit.pass_)
         self._released()
 

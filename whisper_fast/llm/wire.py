@@ -42,12 +42,14 @@ __all__ = [
 CODES = frozenset(
     {
         "billing_hard_limit_reached",
+        "content_filter",
         "content_policy_violation",
         "context_length_exceeded",
         "insufficient_quota",
         "invalid_api_key",
         "invalid_request_error",
         "model_not_found",
+        "moderation_blocked",
         "rate_limit_exceeded",
         "server_error",
         "unsupported_parameter",
@@ -56,13 +58,28 @@ CODES = frozenset(
 )
 
 
+MODERATED = frozenset({"content_filter", "content_policy_violation", "moderation_blocked"})
 LIMITS = ("max_tokens", "max_completion_tokens")
 MOST_TOKENS = (1 << 31) - 1  # servers count in 32 bits
 
 
 class Failure(msgspec.Struct, gc=False):
+    """What a server says went wrong; `metadata` of a moderated prompt names `reasons` (OpenRouter's form)."""
+
     code: Any = None
     type: Any = None
+    metadata: Any = None
+
+    @property
+    def word(self) -> str | None:
+        """The server's own code, if it is one that we know."""
+        return next((w for w in (self.code, self.type) if isinstance(w, str) and w in CODES), None)
+
+    @property
+    def moderated(self) -> bool:
+        """Whether it was the prompt's content that was refused, not the key."""
+        named = isinstance(self.metadata, dict) and bool(self.metadata.get("reasons"))
+        return named or self.word in MODERATED
 
 
 class Piece(msgspec.Struct, frozen=True, gc=False):
@@ -172,13 +189,16 @@ def first_model(data: bytes, where: str) -> str:
 
 def refusal(status: int, where: str, data: bytes, wait: float | None = None) -> LLMError:
     """Return the error for an answer with that status (not 2xx); `data` is the beginning of its body."""
-    text = f"{where}: it answered {status}{reason(data)}"
+    failure = failure_in(data)
+    text = f"{where}: it answered {status}" + (f" ({failure.word})" if failure.word else "")
     if status == 429:
         return LLMRateLimited(text, status=status, retry_after=wait)
     if status == 408:
         return LLMTimeout(text, status=status)
     if status >= 500:
         return LLMUnavailable(text, status=status, retry_after=wait)
+    if status == 403 and failure.moderated:
+        return LLMRejected(f"{text}: its moderation refused what was said", status=status)
     if status in (401, 403):
         return LLMMisconfigured(f"{text}; is the API key right?", status=status)
     if status == 402:
@@ -190,17 +210,13 @@ def refusal(status: int, where: str, data: bytes, wait: float | None = None) -> 
     return LLMProtocolError(f"{text}, which is never followed; give the final address", status=status)
 
 
-def reason(data: bytes) -> str:
-    """Return the server's own code in brackets, if it is one that we know."""
+def failure_in(data: bytes) -> Failure:
+    """Return the error object of an answer, an empty one where there is none that we understand."""
     try:
         failure = ANSWER.decode(data).error
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return ""
-    if not isinstance(failure, Failure):
-        return ""
-    return next(
-        (f" ({word})" for word in (failure.code, failure.type) if isinstance(word, str) and word in CODES), ""
-    )
+        return Failure()
+    return failure if isinstance(failure, Failure) else Failure()
 
 
 def retry_after(value: str | None) -> float | None:

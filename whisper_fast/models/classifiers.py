@@ -11,6 +11,7 @@ from ..llm.packing import Control, Task
 
 if TYPE_CHECKING:
     from ..llm.packing import Classifier, PackingStats
+    from ..message import Message
     from .emotion import EmotionModel
 
 __all__ = ["EMOTION", "TOPIC", "TRUST", "Feeling", "LLMEmotion", "Topic", "Trust"]
@@ -81,13 +82,15 @@ class LLMEmotion:
         self._seconds = seconds
         self.fallbacks = 0
 
-    async def analyse(self, text: str, user: str) -> dict[str, float]:
-        """Return named values of the text's emotion, with "valence" from -1 (bad) to 1 (good) among them."""
+    async def analyse(self, message: Message) -> dict[str, float]:
+        """Return named values of its text's emotion, with "valence" from -1 (bad) to 1 (good) among them."""
         try:
-            found = await self._classifier.classify(text, user=user, timeout=self._seconds)
+            found = await self._classifier.classify(
+                message.text, user=message.user, priority=message.priority, timeout=self._seconds
+            )
         except (LLMError, DeadlineExceeded, Overloaded):
             self.fallbacks += 1
-            return self._lexicon.analyse(text)
+            return self._lexicon.analyse(message.text)
         return msgspec.structs.asdict(found)
 
     def stats(self) -> dict[str, int]:
