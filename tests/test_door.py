@@ -220,6 +220,7 @@ FAULTS = [
     (errors.LLMUnavailable("gone"), 502, "llm_unavailable"),
     (errors.LLMProtocolError("html"), 502, "llm_protocol_error"),
     (errors.LLMRejected("no"), 502, "llm_rejected"),
+    (errors.LLMMisconfigured("wrong key"), 502, "llm_misconfigured"),
     (errors.StoreFull("full"), 507, "store_full"),
     (errors.StoreReadOnly("read-only"), 503, "store_unavailable"),
     (errors.Closed("closed"), 503, "shutting_down"),
@@ -232,7 +233,7 @@ async def test_an_error_of_ours_has_its_status(client, engine, fault, status, co
     engine.fault = fault
     async with client.post(URL, json=asking(stream=stream)) as response:
         assert await error_of(response) == (status, code)
-        waits = {"overloaded": "3", "rate_limit_exceeded": "7", "store_full": "30"}
+        waits = {"overloaded": "3", "rate_limit_exceeded": "7", "store_full": "30", "llm_misconfigured": "30"}
         assert response.headers.get("Retry-After") == waits.get(code)
 
 

@@ -33,6 +33,7 @@ ANSWERS: tuple[tuple[type[errors.WhisperFastError], int, str, str], ...] = (
     (errors.StoreError, 503, "server_error", "store_unavailable"),
     (errors.LLMRateLimited, 429, "rate_limit_error", "rate_limit_exceeded"),
     (errors.LLMTimeout, 504, "timeout_error", "llm_timeout"),
+    (errors.LLMMisconfigured, 502, "upstream_error", "llm_misconfigured"),
     (errors.LLMRejected, 502, "upstream_error", "llm_rejected"),
     (errors.LLMProtocolError, 502, "upstream_error", "llm_protocol_error"),
     (errors.LLMError, 502, "upstream_error", "llm_unavailable"),
