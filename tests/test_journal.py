@@ -207,6 +207,24 @@ async def test_what_is_in_doubt_is_held_elsewhere_until_somebody_releases_it(set
     assert [(out.message_id, out.again) for out in channel.calls] == [("1", False), ("2", False), ("1", True)]
 
 
+async def test_what_is_released_beside_a_running_engine_is_sent_once(settings, monkeypatch):
+    monkeypatch.setattr("whisper_fast.engine.LOOK", 0.05)
+    channel, command = Channel(), [sys.executable, "-m", "whisper_fast", "journal", "--data-dir", settings.data_dir]
+    channel.broken = "before"
+    async with Engine.open(settings, llm=quick()) as engine:
+        engine.on_reply(channel.send, platform="irc")
+        await engine.submit(said("ada", "hello", id="1", platform="irc"))
+        await until(lambda: not engine.stats()["in_flight"])
+        channel.broken = None
+        [held] = await entries(engine)
+        await asyncio.to_thread(subprocess.run, [*command, "--release", str(held["id"])], check=True, timeout=60)
+        await until(lambda: len(channel.calls) == 2)
+        for _ in range(3):
+            engine._outbox.look()
+        await until(lambda: audit(settings.data_dir)["held"] == 0)
+    assert [(out.message_id, out.again) for out in channel.calls] == [("1", False), ("1", True)]
+
+
 async def test_a_crash_between_recording_and_sending_loses_no_reply(settings):
     async with Engine.open(settings, llm=quick()) as engine:
         await engine.respond(said("ada", "my cat is called Miso", id="1"))

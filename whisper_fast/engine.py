@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from math import isqrt
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -57,7 +57,7 @@ __all__ = ["Engine"]
 log = logging.getLogger(__name__)
 
 RECALLED = 10
-REMEMBER_SECONDS = 10.0
+LOOK = 5.0  # seconds between two looks for what other processes have decided
 
 
 class Engine:
@@ -181,6 +181,7 @@ class Engine:
             await engine.memory.start()
             engine._beside(engine._retention.run(), "retention")
             engine._beside(engine._preload.run(), "preload")
+            engine._beside(engine._look_around(), "look around")
             await engine._turns.recovery.start()  # last: its turns run with what the caller registers at once
             yield engine
 
@@ -381,10 +382,17 @@ class Engine:
         except StoreError as error:
             log.warning("preload: %s", error)
 
+    async def _look_around(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK)
+            with suppress(StoreError):  # whoever writes is told
+                await self._database.look()
+
     def _changed_by_others(self) -> None:
         self.memory.clear_cache()
         self._conversations.changed(None)
         self._turns.recovery.look()
+        self._outbox.look()
 
     async def drain(self, seconds: float) -> bool:
         """Take no message any more and finish those that were accepted; say whether all were within `seconds`.

@@ -58,6 +58,7 @@ class Outbox:
         self._journal = journal
         self._senders: dict[str, Sender] = {}
         self._names: list[str] = []
+        self._flushing: list[asyncio.Lock] = []  # by the place of a name; two at a time would send what is held twice
         self._again = Retries(self._flush)
         self.sent = 0
 
@@ -69,7 +70,13 @@ class Outbox:
         self._senders[platform] = Sender(send, deduplicates)
         if platform not in self._names:
             self._names.append(platform)
+            self._flushing.append(asyncio.Lock())
         self._again.soon(self._names.index(platform))
+
+    def look(self) -> None:
+        """Look for replies that somebody else has released."""
+        for number in range(len(self._names)):
+            self._again.soon(number)
 
     async def send(self, entry: Entry, reply: Reply, *, again: bool = False) -> bool:
         """Send a reply by its platform's sender; say whether it is known as sent."""
@@ -96,15 +103,21 @@ class Outbox:
         """Send what is held of a platform, in its order; stop at the first that fails and come back later."""
         platform = self._names[number]
         try:
-            held = await self._journal.held(platform, released=not self._senders[platform].deduplicates)
-            for entry in held:
-                if entry.reply is not None and not await self.send(entry, entry.reply, again=True):
-                    self._again.later(number, failures=failures + 1)
-                    return
-                await self._journal.sent(entry)
+            async with self._flushing[number]:
+                whole = await self._send_held(platform)
         except StoreError as error:
             log.warning("held replies of %s are not sent yet: %s", platform, error)
+            whole = False
+        if not whole:
             self._again.later(number, failures=failures + 1)
+
+    async def _send_held(self, platform: str) -> bool:
+        """Send what is held of a platform until one fails; say whether none did. Raises StoreError."""
+        for entry in await self._journal.held(platform, released=not self._senders[platform].deduplicates):
+            if entry.reply is not None and not await self.send(entry, entry.reply, again=True):
+                return False
+            await self._journal.sent(entry)
+        return True
 
 
 def nonce(platform: str, channel: str, user: str, message_id: str) -> str:

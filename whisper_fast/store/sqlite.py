@@ -127,6 +127,10 @@ class Database:
         """Call `listener` on the loop when another process has written: what is cached may be old."""
         self._listeners.append(listener)
 
+    async def look(self) -> None:
+        """Find out whether another process has written, as each write does besides. Raises StoreError."""
+        await self.write(lambda _: None)
+
     async def close(self) -> None:
         """Finish what was handed in, then close every connection and give the folder back."""
         if self._closed:
