@@ -78,48 +78,70 @@ class Engine:
         self.llm_description = ""
         self.embedder = embedder
         self._database = database
-        self._journal = Journal(database)
-        self._claims = Claims(settings.data_dir / "claims")
+        self._judge: LLMEmotion | None = None
+        self._shared: Shared | None = None
+        self._aside: set[asyncio.Task[None]] = set()
+        self._make_mechanisms(settings)
+        self._make_knowledge(settings)
+        self._make_way(settings)
+        database.on_foreign_change(self._changed_by_others)
+
+    def _make_mechanisms(self, settings: Settings) -> None:
+        """Make what orders and runs work."""
         self._lanes = Lanes(
             settings.max_waiting,
             settings.max_waiting_bytes,
             slots=self._slots,
             max_wait=settings.max_wait_seconds,
         )
-        self._outbox = Outbox(self._journal)
-        self._retention = Retention(
-            database,
-            self._journal,
-            max_age=settings.journal_max_age_hours * 3600,
-            max_bytes=settings.journal_max_bytes,
-        )
         self._executor = self.executor(settings.thread_pool_size, settings.process_pool_size)
         self._batcher: MicroBatcher[str, Any] = MicroBatcher(
-            embedder.embed,
+            self.embedder.embed,
             max_batch=settings.batch_size,
             max_wait=settings.batch_timeout_ms / 1000,
             executor=self._executor,
             enabled=lambda: self.flags.batching,
         )
+
+    def _make_knowledge(self, settings: Settings) -> None:
+        """Make what is known of users: memories, recent conversations, and when they will return."""
         self.memory = MemoryStore(
-            database,
-            embedder,
+            self._database,
+            self.embedder,
             embed=self._batcher.submit_many,
             cache_bytes=settings.memory_cache_bytes,
             caching=lambda: self.flags.caching,
             ann=lambda: self.flags.ann,
             ann_rows=settings.ann_rows,
         )
+        seconds = settings.conversation_cache_timeout_minutes * 60
         self._conversations = Conversations(
-            database,
+            self._database,
             max_bytes=settings.conversation_cache_bytes,
-            ttl=settings.conversation_cache_timeout_minutes * 60,
+            ttl=seconds,
             bootstrap=settings.conversation_cache_bootstrap_limit,
             longest=settings.conversation_cache_max_local,
             caching=lambda: self.flags.caching,
         )
+        self._preload = Preload(
+            self._warm,
+            self.memory.cool,
+            gap=seconds,
+            enabled=lambda: self.flags.preload and self.flags.caching,
+        )
+
+    def _make_way(self, settings: Settings) -> None:
+        """Make what a message goes through: journal, pipeline, turns, outbox; and what is taken down of it."""
+        self._journal = Journal(self._database)
+        self._claims = Claims(settings.data_dir / "claims")
+        self._outbox = Outbox(self._journal)
+        self._retention = Retention(
+            self._database,
+            self._journal,
+            max_age=settings.journal_max_age_hours * 3600,
+            max_bytes=settings.journal_max_bytes,
+        )
         self._pipeline = Pipeline(self._executor, parallel=lambda: self.flags.parallel)
-        self._judge: LLMEmotion | None = None
         self._register(settings)
         self.record = Record() if settings.performance_monitoring_enabled else None
         self._turns = Turns(
@@ -128,21 +150,12 @@ class Engine:
             journal=self._journal,
             claims=self._claims,
             pipeline=self._pipeline,
-            llm=llm,
+            llm=self.llm,
             outbox=self._outbox,
             memory=self.memory,
             conversations=self._conversations,
             record=self.record,
         )
-        self._preload = Preload(
-            self._warm,
-            self.memory.cool,
-            gap=settings.conversation_cache_timeout_minutes * 60,
-            enabled=lambda: self.flags.preload and self.flags.caching,
-        )
-        self._shared: Shared | None = None
-        self._aside: set[asyncio.Task[None]] = set()
-        database.on_foreign_change(self._changed_by_others)
 
     @classmethod
     @asynccontextmanager
