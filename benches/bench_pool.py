@@ -6,6 +6,8 @@
     LiteLLM's Router (usage-based and simple routing) over its own mocked response, against the pool over an equal one
     the breaker's closed path, one answer counted by the adaptive limit
     from a caller's cancellation to the moment when the server sees its connection closed
+    the pool over its own provider on one connection to a server in this process
+    the pool over a provider that does no work, but whose call leaves the processor's caches cold, as HTTP does
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ from time import perf_counter, perf_counter_ns
 
 import pytest
 import uvloop
-from measured import MESSAGES, Instant, compared, reported, run
+from measured import ANSWER, MESSAGES, Instant, alternated, compared, reported, run
 
 from whisper_fast.breaker import Breaker
 from whisper_fast.limits import AdaptiveLimit
-from whisper_fast.llm import Endpoint, LLMPool, OpenAIProvider
+from whisper_fast.llm import Endpoint, LLMPool
 from whisper_fast.llm.latency import Latency
 from whisper_fast.llm.slots import Caller
 
@@ -197,7 +199,7 @@ def test_from_cancellation_to_the_closed_connection(benchmark, streamed):
 
 
 def test_pool_over_the_transport(benchmark):
-    """Over a server in this process: the difference of the last two is the pool's own."""
+    """Over a server in this process: the pool's distance to its provider is its own, that of the second row noise."""
     answer = (
         b'{"choices":[{"message":{"content":"there"},"finish_reason":"stop"}],'
         b'"usage":{"prompt_tokens":9,"completion_tokens":1}}'
@@ -216,15 +218,39 @@ def test_pool_over_the_transport(benchmark):
         server = await asyncio.get_running_loop().create_server(Answering, "127.0.0.1", 0)
         async with server:
             endpoint = Endpoint(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "m")
-            provider = OpenAIProvider(endpoint, timeout=None)
             async with LLMPool([endpoint]) as pool:
+                provider = pool._upstreams[0].provider  # the same connection: two of them differ by more than a pool
                 peers = {
                     "provider": lambda: provider.chat(MESSAGES),
+                    "provider again": lambda: provider.chat(MESSAGES),
                     "pool": lambda: pool.chat(MESSAGES, user="u"),
                 }
-                try:
-                    return await compared(peers, CALLS)
-                finally:
-                    await provider.close()
+                return await alternated(peers, 4000)
 
     reported(benchmark, "a request over loopback", run(benchmark, measure))
+
+
+class Sweeping(Instant):
+    """Answers after it has read so much memory that nothing of the caller's is in the cache."""
+
+    def __init__(self):
+        self.memory = bytearray(2 << 20)
+
+    async def chat(self, messages, **params):
+        self.memory[::64]  # a line of each
+        return ANSWER
+
+
+def test_pool_with_cold_caches(benchmark):
+    """The pool's own work as it is between two calls that go over a socket."""
+    sweeping = Sweeping()
+
+    async def measure():
+        async with LLMPool([sweeping]) as pool:
+            peers = {
+                "provider": lambda: sweeping.chat(MESSAGES),
+                "pool": lambda: pool.chat(MESSAGES, user="u"),
+            }
+            return await alternated(peers, 1000)
+
+    reported(benchmark, "a request with cold caches", run(benchmark, measure))

@@ -51,6 +51,20 @@ async def compared(peers, calls):
     return {name: median(values) for name, values in seen.items()}
 
 
+async def alternated(peers, calls):
+    """Return the median microseconds of each peer's single calls, which take turns one by one.
+
+    Over a socket a call costs more than its peers differ by; so neighbours in time are compared, not blocks.
+    """
+    seen = {name: [] for name in peers}
+    for _ in range(calls):
+        for name, call in peers.items():
+            begin = perf_counter()
+            await call()
+            seen[name].append((perf_counter() - begin) * 1e6)
+    return {name: median(values) for name, values in seen.items()}
+
+
 def reported(benchmark, what, medians, units=1):
     """Print the medians and their distances and ratios to the first of them."""
     base = next(iter(medians.values()))

@@ -11,7 +11,9 @@ from steered import HELLO, Scripted, started
 from whisper_fast import Engine, Settings
 from whisper_fast.errors import InvalidMessage, LLMTimeout, SettingsError
 from whisper_fast.lab.faulty import FaultyLLM
-from whisper_fast.llm import Endpoint, LLMPool, SimulatedLLM
+from whisper_fast.llm import Completion, Endpoint, LLMPool, SimulatedLLM
+from whisper_fast.llm.wire import completion
+from whisper_fast.message import Delta, Usage
 
 
 async def test_a_fallback_server_answers_when_the_first_one_is_down(tmp_path):
@@ -98,3 +100,35 @@ async def test_a_priority_beyond_all_bounds_is_the_last_or_the_first():
     async with LLMPool([SimulatedLLM(0.001)], max_concurrent=1) as pool:
         answers = await asyncio.gather(*(pool.chat(HELLO, priority=n) for n in (10**30, 0, -(10**30))))
         assert len(answers) == 3
+
+
+class Miscounting(Scripted):
+    """A provider of the caller's own that counts `usage` tokens, whatever it was asked."""
+
+    def __init__(self, usage):
+        super().__init__()
+        self.usage = usage
+
+    async def chat(self, messages, **params):
+        return Completion(text=self.step(), usage=self.usage)
+
+    async def stream(self, messages, **params):
+        yield Delta(self.step(), finish_reason="stop", usage=self.usage)
+
+
+@pytest.mark.parametrize("count", [10**9, 10**12, -5000, 10**400], ids=["large", "huge", "negative", "no float"])
+async def test_a_count_of_tokens_that_cannot_be_true_costs_nobody_anything(count):
+    async with LLMPool([Miscounting(Usage(count, count))], max_concurrent=2) as pool:
+        for _ in range(3):
+            answers = await asyncio.gather(*(pool.chat(HELLO, user="u") for _ in range(5)))
+            assert [answer.text for answer in answers] == ["ok"] * 5
+            assert [str(piece) async for piece in pool.stream(HELLO, user="u")] == ["ok"]
+        assert pool.stats()["in_flight"] == 0
+
+
+@pytest.mark.parametrize(
+    "count", [b"1000000000000", b"-7", b"1" + b"0" * 30], ids=["huge", "negative", "beyond 64 bits"]
+)
+def test_a_servers_count_that_cannot_be_true_is_not_believed(count):
+    body = b'{"choices":[{"message":{"content":"hi"}}],"usage":{"prompt_tokens":%s,"completion_tokens":1}}' % count
+    assert completion(body, "here").usage == Usage()

@@ -15,6 +15,7 @@ from .endpoint import Endpoint
 from .latency import Latency
 from .provider import OpenAIProvider
 from .slots import Slots
+from .wire import MOST_COUNTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +61,7 @@ class Visit:
 
     def spent(self, usage: Usage) -> None:
         """Charge the user for a stream that did not come to its end what it took, not what a call is expected to."""
-        upstream, tokens = self.upstream, usage.total_tokens
+        upstream, tokens = self.upstream, sum(counted(usage))
         upstream.slots.settle(self.caller, tokens - self.cost, self.since)
         self.cost = tokens
 
@@ -170,7 +171,7 @@ class Upstream:
         """Count what a visit's answer tells about latency, tokens and health."""
         visit.watch = None
         now = self._clock()
-        sent, received = (usage.prompt_tokens, usage.completion_tokens) if usage is not None else (0, 0)
+        sent, received = counted(usage) if usage is not None else (0, 0)
         tokens, in_flight = sent + received, self.slots.in_flight
         if visit.first:
             self.limit.answered(now, visit.begun, in_flight, sent, visit.first, "first token")
@@ -298,3 +299,9 @@ class Upstream:
             "first_token": round(self.first.mean, 4),
             "tokens": tokens.stats() if tokens is not None else {},
         }
+
+
+def counted(usage: Usage) -> tuple[int, int]:
+    """Return the tokens sent and received; none for counts that cannot be true, which no user is charged."""
+    sent, received = usage.prompt_tokens, usage.completion_tokens
+    return (sent, received) if 0 <= sent <= MOST_COUNTED and 0 <= received <= MOST_COUNTED else (0, 0)

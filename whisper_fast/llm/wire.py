@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 __all__ = [
+    "MOST_COUNTED",
     "NOTHING",
     "STREAMED",
     "Event",
@@ -59,6 +60,7 @@ CODES = frozenset(
 
 
 MODERATED = frozenset({"content_filter", "content_policy_violation", "moderation_blocked"})
+MOST_COUNTED = 100_000_000  # tokens that one call can have; a count beyond is the server's mistake
 LIMITS = ("max_tokens", "max_completion_tokens")
 MOST_TOKENS = (1 << 31) - 1  # servers count in 32 bits
 
@@ -101,7 +103,10 @@ class Counted(msgspec.Struct, gc=False):
     completion_tokens: int | None = None
 
     def usage(self) -> Usage:
-        return Usage(self.prompt_tokens or 0, self.completion_tokens or 0)
+        """Return the counts, or none at all where they cannot be true: then they are estimated."""
+        sent, received = self.prompt_tokens or 0, self.completion_tokens or 0
+        believable = 0 <= sent <= MOST_COUNTED and 0 <= received <= MOST_COUNTED
+        return Usage(sent, received) if believable else Usage()
 
 
 class Answer(msgspec.Struct, gc=False):
