@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whisper_fast import Engine, Message, Settings
-from whisper_fast.errors import Closed, LLMProtocolError, LLMRejected, LLMUnavailable
+from whisper_fast.errors import Closed, InvalidMessage, LLMProtocolError, LLMRejected, LLMUnavailable
 from whisper_fast.lab.faulty import FaultyLLM
 from whisper_fast.llm import Classifier, Completion, Control, Endpoint, LLMPool, SimulatedLLM, Task
+from whisper_fast.llm.slots import Share
+from whisper_fast.message import Usage
 from whisper_fast.models.classifiers import EMOTION, TOPIC, TRUST
 
 
@@ -102,9 +104,52 @@ async def asked_by(*people, model=None, **options):
         return pool.callers
 
 
-async def test_a_packed_call_is_as_urgent_as_its_most_urgent_text_and_charged_to_nobody():
+async def test_a_packed_call_is_as_urgent_as_its_most_urgent_text():
     assert await asked_by(("ann", 5), ("bob", -1), ("cy", 0)) == [("classify size", -1)]
     assert await asked_by(("ann", 5), ("ann", 2)) == [("ann", 2)]
+
+
+class Counting(Model):
+    """Says that every answer took 1,000 tokens."""
+
+    async def chat(self, messages, **params):
+        answer = await super().chat(messages, **params)
+        return msgspec.structs.replace(answer, usage=Usage(900, 100))
+
+
+async def test_each_user_pays_for_the_own_texts_part_of_a_packed_call():
+    paid = []
+
+    class Book:
+        def __init__(self, queue):
+            self.queue = queue
+
+        def __getattr__(self, name):
+            return getattr(self.queue, name)
+
+        def __len__(self):
+            return len(self.queue)
+
+        def charge(self, user, cost, **options):
+            paid.append((user, options["priority"], round(cost)))
+            return self.queue.charge(user, cost, **options)
+
+    async with LLMPool([Counting()], max_concurrent=1) as pool:
+        slots = pool._upstreams[0].slots
+        slots._queue = Book(slots._queue)
+        classifier = Classifier(pool, SIZE)
+        texts = {"ann": "a" * 60, "bob": "b" * 160, "cy": "c" * 60}
+        await asyncio.gather(*(classifier.classify(t, user=u, priority=len(u)) for u, t in texts.items()))
+        await classifier.close()
+    assert sorted(paid) == [("ann", 3, 250), ("bob", 3, 500), ("classify size", 2, -1000), ("cy", 2, 250)]
+
+
+async def test_a_share_that_is_none_is_refused_before_a_slot_is_taken():
+    async with LLMPool([Model()]) as pool:
+        for wrong in (Share(7, 0, 0.5), Share("u", 0, 2.0), Share("u", 0, float("nan"))):
+            with pytest.raises(InvalidMessage):
+                await pool.chat([], shares=[wrong])
+        assert pool.stats()["in_flight"] == 0
 
 
 async def test_a_text_that_is_asked_alone_is_its_users_call():

@@ -21,6 +21,8 @@ import msgspec
 from whisper_fast.batcher import MicroBatcher
 from whisper_fast.errors import LLMProtocolError, WhisperFastError
 
+from .slots import Share
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -145,7 +147,7 @@ class Classifier(Generic[T]):
         """Return the answer for `text`, of which the first 2,000 characters count; `timeout` in seconds.
 
         `user` and `priority` are those of `LLMPool.chat`. A call for several users is as urgent as the most urgent of
-        them, and the model's time that it takes is charged to none of them but to the task.
+        them; while it waits it is the task's, and once it was answered each pays for its own text's share of it.
 
         Raises LLMError, DeadlineExceeded, Overloaded, Closed.
         """
@@ -185,7 +187,7 @@ class Classifier(Generic[T]):
         lines = [line(tags[place], all_texts[place]) for place in order]
         users = {part.user for part in parts}
         payer = users.pop() if len(users) == 1 else f"classify {self.task.name}"
-        caller = {"user": payer, "priority": min(part.priority for part in parts)}
+        caller = {"user": payer, "priority": min(part.priority for part in parts), "shares": shares(parts)}
         answers = self._unpacked(await self._complete(PACKED, lines, caller))
         self._packs += 1
         found = [answers.get(tag) for tag in tags]
@@ -237,3 +239,10 @@ class Classifier(Generic[T]):
 def line(tag: str, text: str) -> str:
     """Return a text as one line of JSON: no text can end its own line or begin another's."""
     return msgspec.json.encode({"tag": tag, "text": text}).decode()
+
+
+def shares(parts: Sequence[Part]) -> tuple[Share, ...]:
+    """Return what each part's user pays of a call that answers all: by bytes, a line's overhead included."""
+    sizes = [len(part.text.encode()) + OVERHEAD for part in parts]
+    whole = sum(sizes)
+    return tuple(Share(part.user, part.priority, size / whole) for part, size in zip(parts, sizes, strict=True))

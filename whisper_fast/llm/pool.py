@@ -26,7 +26,7 @@ from .flight import Flights, deterministic, identity
 from .hedge import BURST, SHARE, SOONEST, Hedge, Hedges
 from .reading import Reading
 from .route import ORDERS, Order, Route, ordered
-from .slots import Caller
+from .slots import Caller, Share
 from .upstream import Upstream, Visit
 
 if TYPE_CHECKING:
@@ -127,16 +127,17 @@ class LLMPool:
         weight: float = 1.0,
         timeout: float | None = None,
         shared: bool = False,
+        shares: Sequence[Share] = (),
         **params: Any,
     ) -> Coroutine[Any, Any, Completion]:
         """Return the answer to `messages`; smaller `priority` is served first, from -100 to 100.
 
         `user` says whose call it is; it stays in this process. One of `weight` 2 gets twice the share of one of 1
-        while both wait. Equal requests under way at temperature 0 or with a
-        seed are one call, within one user, and with others' only where both are `shared`. `params` goes to the model
-        as it is.
+        while both wait. `shares` says who pays for a call that answers several, instead of `user`. Equal requests
+        under way at temperature 0 or with a seed are one call, within one user, and with others' only where both are
+        `shared`. `params` goes to the model as it is.
         """
-        caller = caller_of(user, priority, weight)
+        caller = caller_of(user, priority, weight, shares)
         if params and deterministic(params) and (shared or user is not None) and self._coalescing():
             key = identity(None if shared else user, (shared, priority, weight, timeout), messages, params)
             if key is not None:
@@ -401,14 +402,18 @@ async def rescue(call: Call, visit: Visit, error: BaseException) -> Completion |
     return answer
 
 
-def caller_of(user: str | None, priority: int, weight: float) -> Caller:
+def caller_of(user: str | None, priority: int, weight: float, shares: Sequence[Share] = ()) -> Caller:
     """Return the caller; raises InvalidMessage for what the queue cannot sort."""
     if not (user is None or isinstance(user, str)) or not isinstance(priority, int):
         kinds = f"{type(user).__name__} and {type(priority).__name__}"
         raise InvalidMessage(f"user and priority are {kinds}; they must be str (or None) and int")
     if not isinstance(weight, int | float) or not 0.001 <= weight <= 1000:
         raise InvalidMessage(f"weight is {weight!r:.40}; it must be from 0.001 to 1000")
-    return Caller(user, priority, weight)
+    for share in shares:
+        caller_of(share.user, share.priority, weight)
+        if not 0 <= share.part <= 1:
+            raise InvalidMessage(f"a share's part is {share.part!r:.40}; it must be from 0 to 1")
+    return Caller(user, priority, weight, tuple(shares))
 
 
 def checked(timeout: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import msgspec
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from .alarm import Alarm
 
-__all__ = ["Caller", "Slots"]
+__all__ = ["Caller", "Share", "Slots"]
 
 FREE = 0.0  # a slot whose call nobody had to wait for and that is not charged
 NONE = -1.0
@@ -39,12 +39,24 @@ class Waiter:
             )
 
 
+class Share(NamedTuple):
+    """The part (0 to 1) of a call's tokens that a user pays, among those of a priority."""
+
+    user: str | None
+    priority: int
+    part: float
+
+
 class Caller(msgspec.Struct, frozen=True, gc=False):
-    """Whose call it is: who waits goes by priority, smaller first, then by fairness between users by `weight`."""
+    """Whose call it is: who waits goes by priority, smaller first, then by fairness between users by `weight`.
+
+    Where it is a call for several, `shares` says who pays for it once it was answered, instead of `user`.
+    """
 
     user: str | None = None
     priority: int = 0
     weight: float = 1.0
+    shares: tuple[Share, ...] = ()
 
 
 class Slots:
@@ -150,6 +162,13 @@ class Slots:
         """Correct what a call cost its user by `difference`."""
         if since > FREE:
             self._queue.charge(caller.user, difference, weight=caller.weight, priority=caller.priority, since=since)
+
+    def divide(self, caller: Caller, cost: float, tokens: int, since: float) -> None:
+        """Give the caller back what the call cost, and charge its `tokens` to those who share it."""
+        self.settle(caller, -cost, since)
+        if since > FREE:
+            for share in caller.shares:
+                self._queue.charge(share.user, tokens * share.part, priority=share.priority)
 
     def resize(self, limit: int) -> None:
         """Change the limit; who waits gets what it adds, and nobody is interrupted for what it takes away."""

@@ -181,7 +181,10 @@ class Upstream:
                 self.limit.answered(now, visit.begun, in_flight, received)
         if tokens:
             self.tokens += (tokens - self.tokens) / 64
-            self.slots.settle(visit.caller, tokens - visit.cost, visit.since)
+            if visit.caller.shares:
+                self.slots.divide(visit.caller, visit.cost, tokens, visit.since)
+            else:
+                self.slots.settle(visit.caller, tokens - visit.cost, visit.since)
         self.breaker.succeeded(visit.pass_)
         self._released()
 
