@@ -289,6 +289,11 @@ async def test_a_kept_connection_that_the_server_has_closed_is_unavailable_and_t
         assert pool.stats()["errors"] == {"LLMUnavailable": 1}
 
 
+@pytest.mark.parametrize("value", ["9" * 400, "90000", "Wed, 21 Oct 9999 07:28:00 GMT"])
+def test_a_retry_after_beyond_all_reason_is_a_day(value):
+    assert retry_after(value) == 86400
+
+
 @pytest.mark.parametrize(("header", "seconds"), [("2", 2), ("0", 0), (None, None), ("soon", None), ("-3", None)])
 async def test_retry_after_in_seconds_reaches_the_error(header, seconds):
     async with FaultyLLM() as server, asking(server) as provider:

@@ -60,6 +60,7 @@ CODES = frozenset(
 
 
 MODERATED = frozenset({"content_filter", "content_policy_violation", "moderation_blocked"})
+LONGEST_WAIT = 86400.0  # seconds that a Retry-After may ask for
 MOST_COUNTED = 100_000_000  # tokens that one call can have; a count beyond is the server's mistake
 LIMITS = ("max_tokens", "max_completion_tokens")
 MOST_TOKENS = (1 << 31) - 1  # servers count in 32 bits
@@ -227,15 +228,17 @@ def failure_in(data: bytes) -> Failure:
 def retry_after(value: str | None) -> float | None:
     """Return the seconds of a Retry-After header, which gives them or an HTTP date; None for anything else.
 
+    More than a day is taken for a day, so that no message waits for ever for a server's mistake.
+
     >>> retry_after("2")
     2.0
     """
     if value is None:
         return None
     if value.strip().isascii() and value.strip().isdigit():
-        return float(value)
+        return min(float(value), LONGEST_WAIT)
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - clock.wall())
+        return min(max(0.0, parsedate_to_datetime(value).timestamp() - clock.wall()), LONGEST_WAIT)
     except (ValueError, OverflowError):
         return None
 
