@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 from pathlib import Path
@@ -36,6 +37,12 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if item.get_closest_marker("soak"):
                 item.add_marker(pytest.mark.skip(reason="takes minutes: `make soak`"))
+
+
+def pytest_collection_finish():
+    """What was imported stays: tests that collect garbage need not look through it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,7 +6,7 @@ import pytest
 from scripted import ScriptedLLM, quick, said
 
 from whisper_fast import Engine, Settings, retries
-from whisper_fast.errors import Busy, Interrupted, InvalidMessage, LLMUnavailable, SettingsError
+from whisper_fast.errors import Busy, DeadlineExceeded, Interrupted, InvalidMessage, SettingsError
 from whisper_fast.journal import audit
 from whisper_fast.llm.completion import Completion
 from whisper_fast.message import Delta
@@ -182,14 +182,14 @@ async def test_a_failed_round_is_tried_again_whole(settings, monkeypatch):
     async def answer(messages):
         await asyncio.sleep(0.01)
         if failing:
-            raise LLMUnavailable("nobody there")
+            raise DeadlineExceeded("the model was too slow")
         return f"answer to {messages[-1]['content']}"
 
     merging = Settings(data_dir=settings.data_dir, when_busy="merge")
     async with Engine.open(merging, llm=ScriptedLLM(answer)) as engine:
         tickets = [await engine.submit(said("ada", text, id=text)) for text in ("a", "b", "c")]
         ends = await asyncio.gather(*(ticket.reply() for ticket in tickets), return_exceptions=True)
-        assert {type(end) for end in ends} == {LLMUnavailable}
+        assert {type(end) for end in ends} == {DeadlineExceeded}
         failing = False
         async with asyncio.timeout(20):
             while engine.stats()["answered"] < 3:

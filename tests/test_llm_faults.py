@@ -176,7 +176,8 @@ async def test_all_faults_at_random_leave_nothing(certificates, caplog):
 async def test_neither_key_nor_prompt_reaches_a_metric_or_a_log_of_the_engine(tmp_path, certificates, caplog):
     caplog.set_level(logging.DEBUG)
     async with FaultyLLM(secure=certificates) as server:
-        async with Engine.open(Settings(data_dir=tmp_path), llm=endpoint(server)) as engine:
+        settings = Settings(data_dir=tmp_path, llm_request_timeout=0.4, drain_seconds=0.1)
+        async with Engine.open(settings, llm=endpoint(server)) as engine:
             for fault in ("rejected", "bad_sse", "cut"):
                 async with server.suffering(fault):
                     with pytest.raises(LLMError):
