@@ -85,12 +85,7 @@ class LLMPool:
         coalescing: Callable[[], bool] = on,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        if not sources:
-            raise SettingsError("a pool needs at least one endpoint")
-        if max_concurrent < 1:
-            raise SettingsError(f"max_concurrent is {max_concurrent}; it must be at least 1")
-        if order not in ORDERS:
-            raise SettingsError(f"order is {order!r:.40}; it is one of {', '.join(ORDERS)}")
+        check(sources, max_concurrent, order)
         clock = everybody.monotonic if clock is None else clock
         self._clock = clock
         self._alarm = Alarm(TICK, clock)
@@ -145,11 +140,7 @@ class LLMPool:
         return self._chat(messages, caller, timeout, params)
 
     async def _chat(
-        self,
-        messages: Sequence[ChatMessage],
-        caller: Caller,
-        timeout: float | None,
-        params: dict[str, Any],
+        self, messages: Sequence[ChatMessage], caller: Caller, timeout: float | None, params: dict[str, Any]
     ) -> Completion:
         call, route = self._begin(messages, timeout)
         try:
@@ -414,6 +405,16 @@ def caller_of(user: str | None, priority: int, weight: float, shares: Sequence[S
         if not 0 <= share.part <= 1:
             raise InvalidMessage(f"a share's part is {share.part!r:.40}; it must be from 0 to 1")
     return Caller(user, priority, weight, tuple(shares))
+
+
+def check(sources: Sequence[Endpoint | ChatProvider], max_concurrent: int, order: str) -> None:
+    """Raise SettingsError for a pool that could never answer."""
+    if not sources:
+        raise SettingsError("a pool needs at least one endpoint")
+    if max_concurrent < 1:
+        raise SettingsError(f"max_concurrent is {max_concurrent}; it must be at least 1")
+    if order not in ORDERS:
+        raise SettingsError(f"order is {order!r:.40}; it is one of {', '.join(ORDERS)}")
 
 
 def checked(timeout: float) -> float:

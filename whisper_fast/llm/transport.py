@@ -69,11 +69,6 @@ class Transport:
         if left <= 0:
             raise LLMTimeout(f"{self.endpoint.base_url}: no time was left to ask it")
         session = self._session or self._open()
-        limits = aiohttp.ClientTimeout(
-            total=None if left == float("inf") else left,
-            connect=self.endpoint.timeouts.connect,
-            ceil_threshold=float("inf"),
-        )
         try:
             async with nullcontext() if begun_by is NEVER else asyncio.timeout(begun_by.remaining()):
                 response = await session.request(
@@ -81,7 +76,7 @@ class Transport:
                     self.endpoint.base_url + path,
                     data=body,
                     allow_redirects=False,
-                    timeout=limits,
+                    timeout=self._limits(left),
                     proxy=self.endpoint.proxy,
                 )
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
@@ -160,6 +155,15 @@ class Transport:
             trust_env=False,
         )
         return self._session
+
+    def _limits(self, left: float) -> aiohttp.ClientTimeout:
+        import aiohttp
+
+        return aiohttp.ClientTimeout(
+            total=None if left == float("inf") else left,
+            connect=self.endpoint.timeouts.connect,
+            ceil_threshold=float("inf"),
+        )
 
     async def _refused(self, response: aiohttp.ClientResponse) -> LLMError:
         wait = retry_after(response.headers.get("Retry-After"))
