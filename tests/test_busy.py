@@ -1,6 +1,7 @@
 """What a message does while the same user's earlier one in its channel is not answered yet."""
 
 import asyncio
+import threading
 
 import pytest
 from scripted import ScriptedLLM, quick, said
@@ -102,6 +103,28 @@ async def test_interrupt_begins_the_running_turn_again_with_both(settings):
         assert engine.stats()["in_flight"] == 0
     found = audit(settings.data_dir)
     assert (found["done"], found["open"], found["duplicated"]) == (2, 0, 0)
+
+
+async def test_two_that_interrupt_at_the_same_moment_are_both_answered(settings):
+    asked, writer = asyncio.Event(), threading.Event()
+
+    async def answer(messages):
+        asked.set()
+        if messages[-1]["content"] == "a":
+            await asyncio.Event().wait()
+        return f"answer to {messages[-1]['content']}"
+
+    interrupting = Settings(data_dir=settings.data_dir, when_busy="interrupt")
+    async with Engine.open(interrupting, llm=ScriptedLLM(answer)) as engine:
+        first = await engine.submit(said("ada", "a", id="a"))
+        await asked.wait()
+        held = asyncio.ensure_future(engine._database.write(lambda _: writer.wait()))
+        more = asyncio.gather(*(engine.submit(said("ada", text, id=text)) for text in "bc"))
+        await asyncio.sleep(0)  # both are handed to the writer, which accepts them in one commit
+        writer.set()
+        tickets = [first, *await more]
+        assert await held
+        assert {(await ticket.reply()).text for ticket in tickets} == {"answer to a\nb\nc"}
 
 
 async def test_interrupt_ends_a_stream_that_has_begun_and_keeps_its_reply_for_later(settings):

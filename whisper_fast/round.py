@@ -41,10 +41,13 @@ class Round:
     """The entries and tickets of one turn; the first entry is the one whose place it has in the lane.
 
     `failures` counts how often these messages have failed since the start, `room` is the bytes of text that a turn
-    may have, `claims` is what `Claims.take` gave for each entry.
+    may have, `claims` is what `Claims.take` gave for each entry. `interrupted` is set from the moment in which a
+    message interrupts the turn until the turn begins again.
     """
 
-    __slots__ = ("claims", "entries", "failures", "open", "place", "room", "running", "tickets", "turn")
+    __slots__ = (
+        "claims", "entries", "failures", "interrupted", "open", "place", "room", "running", "tickets", "turn",
+    )  # fmt: skip
 
     def __init__(
         self, turn: Turn, entry: Entry, ticket: Ticket, place: Place, *, room: int, failures: int = 0
@@ -57,6 +60,7 @@ class Round:
         self.failures = failures
         self.claims: list[int] = []
         self.running = False
+        self.interrupted = False
         self.open = True  # until the answer is there
 
     @property
@@ -98,7 +102,9 @@ class Round:
         self.tickets.append(ticket)
         if self.running and self.place.task is not None:
             self._replace_begun()
-            self.place.task.cancel()
+            if not self.interrupted:  # one that is being cancelled will see this message too
+                self.interrupted = True
+                self.place.task.cancel()
 
     def push(self, piece: Delta) -> None:
         """Hand on a piece of the answer."""

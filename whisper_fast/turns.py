@@ -203,7 +203,6 @@ class Turns:
         around.running = True
         while True:
             around.claims += [self._claims.take(entry.id) for entry in around.entries[len(around.claims) :]]
-            asked = turn.message
             try:
                 await self._pipeline.run(turn)
                 turn.prompt = compose(turn, self._settings.context_tokens)
@@ -212,8 +211,9 @@ class Turns:
                 turn.lap("llm")
             except asyncio.CancelledError:
                 task = asyncio.current_task()
-                if turn.message is asked or task is None or task.uncancel():
-                    raise
+                if not around.interrupted or task is None or task.uncancel():
+                    raise  # the engine stops
+                around.interrupted = False
                 turn.begin_again(turn.message)
             else:
                 around.open = False
