@@ -63,11 +63,13 @@ LOOK = 5.0  # seconds between two looks for what other processes have decided
 class Engine:
     """The runtime under a companion bot; open it with `Engine.open`, it is closed when the block ends.
 
-    `database` and `executor` are where it meets disk and threads: a simulation has its own.
+    `database` and `executor` are where it meets disk and threads: a simulation has its own, and is not `watched`: the
+    machine's time and memory are not its own.
     """
 
     database: ClassVar[type[Database]] = Database
     executor: ClassVar[type[Executor]] = Executor
+    watched: ClassVar[bool] = True
 
     def __init__(
         self, settings: Settings, database: Database, llm: LLMPool, embedder: Embedder, flags: Flags
@@ -195,6 +197,8 @@ class Engine:
             engine._beside(engine._retention.run(), "retention")
             engine._beside(engine._preload.run(), "preload")
             engine._beside(engine._look_around(), "look around")
+            if engine.record is not None and engine.watched:
+                engine.record.loop.start()
             await engine._turns.recovery.start()  # last: its turns run with what the caller registers at once
             yield engine
 
@@ -272,6 +276,7 @@ class Engine:
             "memory": self.memory.stats(),
             "conversation": self._conversations.stats(),
             "preload": self._preload.stats(),
+            **({"loop": self.record.loop.stats()} if self.record is not None else {}),
             **({"redis": self._shared.stats()} if self._shared is not None else {}),
             **({"emotion": self._judge.stats()} if self._judge is not None else {}),
         }
@@ -440,6 +445,8 @@ class Engine:
         await self.memory.close()
         await self._batcher.close()
         await self._executor.close()
+        if self.record is not None:
+            self.record.loop.stop()
         self._claims.close()
 
 

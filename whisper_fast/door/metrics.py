@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from .._metrics import Counters, Histograms
-    from ..monitor import Record
+    from .._metrics import Counters, Histogram, Histograms
+    from ..monitor import LoopWatch, Record
 
 __all__ = ["Metered", "Requests", "exposition", "registry"]
 
@@ -53,6 +53,9 @@ COUNTERS = {
     "preload_right": "Loads whose user returned in time.",
     "preload_wrong": "Loads whose user did not.",
     "preload_denied": "Loads that the budget or the flag did not allow.",
+    "loop_beats": "Beats of the watch on the event loop.",
+    "loop_blocked": "Times that the event loop was held for more than 50 ms.",
+    "loop_pauses": "Times that the whole process stood still: suspended, or given no processor.",
     "redis_reads": "Places that were asked for in Redis.",
     "redis_late": "Answers of Redis that nobody waited for.",
     "redis_pushes": "Turns that were told to other engines.",
@@ -135,6 +138,7 @@ class Exporter(Collector):
                 "whisper_fast_missing", "Components that an answer went without.", "component", record.missing
             )
             yield counters("whisper_fast_turn_errors", "Errors that ended a turn for now.", "error", record.errors)
+            yield from loop(record.loop)
         yield from self._door()
 
     def _door(self) -> Iterator[Metric]:
@@ -149,12 +153,25 @@ class Exporter(Collector):
         yield GaugeMetricFamily("whisper_fast_http_in_flight", "HTTP requests under way.", self._requests.in_flight)
 
 
+def loop(watch: LoopWatch) -> Iterator[Metric]:
+    lag = HistogramMetricFamily("whisper_fast_loop_lag_seconds", "Seconds by which the event loop was late.")
+    lag.add_metric([], buckets(watch.lag), watch.lag.sum)
+    yield lag
+    what = "Times that a line held the event loop for more than 50 ms."
+    yield counters("whisper_fast_loop_blocks", what, "line", watch.blocks)
+    yield counters("whisper_fast_loop_blocked_seconds", "Seconds of it.", "line", watch.seconds)
+
+
 def histograms(name: str, what: str, label: str, family: Histograms) -> Metric:
     metric = HistogramMetricFamily(name, what, labels=[label])
     for value, histogram in family.items():
-        below = [(str(bound), number) for bound, number in zip(SECONDS, histogram.below(SECONDS), strict=True)]
-        metric.add_metric([value], [*below, ("+Inf", histogram.count)], histogram.sum)
+        metric.add_metric([value], buckets(histogram), histogram.sum)
     return metric
+
+
+def buckets(histogram: Histogram) -> list[tuple[str, float]]:
+    below = [(str(bound), number) for bound, number in zip(SECONDS, histogram.below(SECONDS), strict=True)]
+    return [*below, ("+Inf", histogram.count)]
 
 
 def counters(name: str, what: str, label: str, family: Counters) -> Metric:

@@ -1,5 +1,6 @@
-"""What the engine sees of itself: how long each stage of a turn takes, and the slowest turns in full."""
+"""What the engine sees of itself: each stage of a turn, the slowest turns in full, and who holds the event loop."""
 
+from .loop import LoopWatch
 from .record import Record, Stage, Waterfall
 
-__all__ = ["Record", "Stage", "Waterfall"]
+__all__ = ["LoopWatch", "Record", "Stage", "Waterfall"]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from .. import clock
 from .._metrics import Counters, Histograms
+from .loop import LoopWatch
 
 if TYPE_CHECKING:
     from ..message import Turn
@@ -89,9 +90,10 @@ def slowness(one: Waterfall) -> float:
 
 
 class Record:
-    """Takes down every turn that has ended; a turn costs it about a microsecond."""
+    """Takes down every turn that has ended; a turn costs it about a microsecond. `loop` watches the event loop."""
 
     def __init__(self) -> None:
+        self.loop = LoopWatch()
         self.stages = Histograms()
         self.missing = Counters()
         self.errors = Counters()

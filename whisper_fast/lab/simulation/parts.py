@@ -86,5 +86,6 @@ def simulated_engine(disk: FaultyDisk, delay: Callable[[], float], made: list[Da
     class SimulatedEngine(Engine):
         database = InlineDatabase
         executor = InlineExecutor
+        watched = False
 
     return SimulatedEngine
