@@ -1,6 +1,7 @@
 """One user's messages are answered in order, also when one of them fails for a passing reason."""
 
 import asyncio
+import threading
 from contextlib import asynccontextmanager
 
 import pytest
@@ -111,6 +112,23 @@ async def test_a_failed_round_keeps_the_order_of_its_messages(settings, monkeypa
         await answered(engine, 3)
         assert "\n".join(engine.replied) == "a\nb\nc"
         assert engine._lanes.places == 0
+
+
+async def test_a_redelivery_that_is_through_first_does_not_take_the_message_back(settings):
+    writer = threading.Event()
+    async with failing(settings, 0) as engine:
+        held = asyncio.ensure_future(engine._database.write(lambda _: writer.wait()))
+        first, other, again = (asyncio.ensure_future(engine.submit(said("ada", text, id=text))) for text in "aba")
+        await asyncio.sleep(0)  # all three have their places and are handed to the writer
+        again.cancel()
+        await asyncio.wait([again])
+        writer.set()
+        assert await held
+        assert [(await (await submitted).reply()).text for submitted in (first, other)] == ["a", "b"]
+        await answered(engine, 2)
+        assert engine.replied == ["a", "b"]
+        assert engine._lanes.places == 0
+        assert not engine._turns._entered
 
 
 async def test_a_stop_leaves_what_waits_for_a_failed_message_to_the_next_start(settings, monkeypatch):

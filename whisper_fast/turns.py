@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 REMEMBER_SECONDS = 10.0
 
+Key = tuple[str, str, str, str]
+
 
 class Turns:
     """Leads every message through the engine's parts; `counts` are those of `Engine.stats`."""
@@ -71,7 +73,8 @@ class Turns:
         self._memory = memory
         self._conversations = conversations
         self._record = record
-        self._in_flight: dict[tuple[str, str, str, str], Ticket] = {}
+        self._in_flight: dict[Key, Ticket] = {}
+        self._entered: dict[Key, list[Place]] = {}  # of messages that are being accepted
         self.counts = dict.fromkeys(("accepted", "answered", "failed", "duplicates", "partial"), 0)
         self.recovery = Recovery(
             journal,
@@ -95,19 +98,28 @@ class Turns:
             await self._refuse_if_busy(message)
         place = self._lanes.enter(message.user, priority=message.priority, weight=message.weight)
         place.about = where(message)
+        self._entered.setdefault(key(message), []).append(place)
         try:
             body = encoded(message)
             place.hold(len(body))
             accepting = self._journal.accept(message, body)
             entry = await asyncio.shield(accepting)
         except asyncio.CancelledError:  # the caller is gone, the message is not: it goes its way in its turn
-            accepting.add_done_callback(partial(self._claim_alone, turn=turn, place=place))
+            accepting.add_done_callback(partial(self._claim_alone, turn=turn))
             raise
         except BaseException:
-            place.leave()
+            self._place(message, last=True).leave()
             raise
         turn.lap("journal")
-        return self._claim(entry, turn, place, streamed=streamed)
+        return self._claim(entry, turn, self._place(message), streamed=streamed)
+
+    def _place(self, message: Message, *, last: bool = False) -> Place:
+        """Return the place of the message's first delivery, or of its last, whichever of them is through first."""
+        places = self._entered[key(message)]
+        place = places.pop(-1 if last else 0)
+        if not places:
+            del self._entered[key(message)]
+        return place
 
     def _policy(self, message: Message) -> str:
         settings = self._settings
@@ -160,12 +172,12 @@ class Turns:
         place.leave()
         return True
 
-    def _claim_alone(self, accepting: asyncio.Future[Entry], turn: Turn, place: Place) -> None:
+    def _claim_alone(self, accepting: asyncio.Future[Entry], turn: Turn) -> None:
         """Go on with a message whose caller went away while it was being accepted."""
         if accepting.cancelled() or accepting.exception():
-            place.leave()
+            self._place(turn.message, last=True).leave()
         else:
-            self._claim(accepting.result(), turn, place)
+            self._claim(accepting.result(), turn, self._place(turn.message))
 
     async def _turn(self, around: Round) -> None:
         """Lead one accepted message, and those that joined it, from the lane to the memory."""
@@ -290,7 +302,7 @@ class Turns:
             ticket.fail(stopped())
 
 
-def key(message: Message) -> tuple[str, str, str, str]:
+def key(message: Message) -> Key:
     return message.platform, message.channel, message.user, message.id
 
 

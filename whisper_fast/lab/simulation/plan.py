@@ -44,7 +44,9 @@ class Plan:
         self.slow = random.choice((0.001, 0.01, 0.2))  # mean seconds of a commit or a thread
         self.model_seconds = random.choice((0.05, 0.5, 3.0))
         self.model_fails = random.choice((0.0, 0.05, 0.3))
+        self.hasty = random.choice((0.0, 0.1, 0.6))  # the share of messages that come together with the one before
         self.crashes = sorted(random.uniform(0.0, DAY) for _ in range(random.choice((0, 1, 1, 2, 3))))
+        self._last = 0.0
         acts = [act for number in range(random.randint(5, 30)) for act in self._message(number)]
         acts += self._disturbances()
         self.acts = sorted(acts, key=lambda act: act.at)
@@ -56,7 +58,8 @@ class Plan:
         message = Message(
             user=f"u{user}", text=text, id=f"m{number}", channel="c", platform="lab", scope=scope, at=0.0
         )
-        first = random.uniform(0.0, DAY)
+        first = self._last if random.random() < self.hasty else random.uniform(0.0, DAY)
+        self._last = first
         times = [first] + [first + random.expovariate(0.2) for _ in range(random.choice((0, 0, 0, 1, 2)))]
         return [Act(at, random.choice(("respond", "respond", "stream", "abandon")), message) for at in times]
 

@@ -12,7 +12,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from ... import clock
-from ...errors import LLMError, LLMRateLimited, LLMRejected, LLMUnavailable, StoreError, WhisperFastError
+from ...errors import Closed, LLMError, LLMRateLimited, LLMRejected, LLMUnavailable, StoreError, WhisperFastError
 from ...llm.completion import Completion
 from ...message import Delta
 from ...models.embedder import StaticEmbedder
@@ -115,6 +115,7 @@ class World:
         self.databases: list[Database] = []
         self.lane: list[str] = []  # the messages of this life, in the order in which they were sent
         self.died = False
+        self.serving = False  # whether an engine is open and was not told to stop
         self.loop: VirtualLoop
 
     def live(self) -> None:
@@ -155,7 +156,7 @@ class World:
         self.loop = loop = VirtualLoop(self.now, self._delay, self._look)
         self.lane.clear()
         self.clients.clear()
-        self.died = False
+        self.died = self.serving = False
         with clock.replaced(monotonic=loop.time, wall=self._wall):
             task = loop.create_task(work, name="life")
             task.add_done_callback(lambda _: loop.stop())
@@ -219,12 +220,14 @@ class World:
     async def _day(self) -> None:
         """Do what is due until the day is over or the process dies."""
         async with self._open() as engine:
+            self.serving = True
             while self.acts:
                 await asyncio.sleep(max(0.0, self.acts[0].at - self.loop.now))
                 act = self.acts.pop(0)
                 self.note(f"{act.kind} {getattr(act.detail, 'id', act.detail)}")
                 getattr(self, f"_{act.kind}")(engine, act.detail)
             await asyncio.sleep(max(0.0, DAY - self.loop.now))
+            self.serving = False
         await self._clients_end()
 
     async def _night(self) -> None:
@@ -277,6 +280,8 @@ class World:
             text = "".join([piece async for piece in ticket.pieces()]) if streamed else (await ticket.reply()).text
         except WhisperFastError as error:
             self.note(f"{message.id} {type(error).__name__}")
+            if isinstance(error, Closed) and self.serving:
+                verdict.stuck.append(f"{message.id} was left to the next start by an engine that runs")
             if isinstance(error, LLMError):
                 verdict.failed.add(message.id)
             return
