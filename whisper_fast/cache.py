@@ -18,7 +18,7 @@ from . import clock
 from ._cache import Table
 from .errors import Closed, LoadCycle, own_copy
 
-__all__ = ["Cache", "CacheStats"]
+__all__ = ["Cache", "CacheStats", "Resizing"]
 
 K = TypeVar("K")
 V = TypeVar("V")

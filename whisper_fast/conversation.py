@@ -151,6 +151,11 @@ class Conversations:
         """Return the newest turns of a place that this engine has on its disk, oldest first. Raises StoreError."""
         return [row(kept) for kept in await self._read(key, self._longest)]
 
+    @property
+    def cache(self) -> Cache[Key, Recent]:
+        """What is kept in memory and can be read again: its bound may be changed."""
+        return self._cache
+
     def stats(self) -> dict[str, float]:
         """Return what is held in memory and how often it served."""
         cache = self._cache.stats()

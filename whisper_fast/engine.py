@@ -28,7 +28,7 @@ from .message import Message, Turn, checked_id, checked_user
 from .models.chosen import chosen_embedder, close_embedder
 from .models.classifiers import EMOTION, LLMEmotion
 from .models.emotion import VaderEmotion
-from .monitor import Record
+from .monitor import Budget, Gauge, Record
 from .outbox import Outbox
 from .pipeline import Pipeline
 from .preload import Preload
@@ -85,6 +85,7 @@ class Engine:
         self._aside: set[asyncio.Task[None]] = set()
         self._make_mechanisms(settings)
         self._make_knowledge(settings)
+        self._make_budget(settings)
         self._make_way(settings)
         database.on_foreign_change(self._changed_by_others)
 
@@ -130,6 +131,16 @@ class Engine:
             self.memory.cool,
             gap=seconds,
             enabled=lambda: self.flags.preload and self.flags.caching,
+        )
+
+    def _make_budget(self, settings: Settings) -> None:
+        """Make what holds the process within its memory."""
+        self._budget = Budget(
+            Gauge(),
+            {**self.memory.caches(), "conversations": self._conversations.cache},
+            size=settings.memory_budget,
+            shed=lambda text: setattr(self._lanes, "refusal", text),
+            enabled=lambda: self.flags.adaptive and self.flags.budget,
         )
 
     def _make_way(self, settings: Settings) -> None:
@@ -199,6 +210,8 @@ class Engine:
             engine._beside(engine._look_around(), "look around")
             if engine.record is not None and engine.watched:
                 engine.record.loop.start()
+            if engine.watched:
+                engine._beside(engine._budget.run(), "memory budget")
             await engine._turns.recovery.start()  # last: its turns run with what the caller registers at once
             yield engine
 
@@ -276,6 +289,7 @@ class Engine:
             "memory": self.memory.stats(),
             "conversation": self._conversations.stats(),
             "preload": self._preload.stats(),
+            "budget": self._budget.stats(),
             **({"loop": self.record.loop.stats()} if self.record is not None else {}),
             **({"redis": self._shared.stats()} if self._shared is not None else {}),
             **({"emotion": self._judge.stats()} if self._judge is not None else {}),

@@ -18,15 +18,16 @@ class Flags:
     `parallel` runs components together, `batching` embeds for many users at once, `caching` keeps segments and
     conversations in memory, `preload` loads for who is about to write, `hedging` asks a slow model a second time,
     `adaptive` lets the model's limit follow what it bears, `ann` searches users with very many memories through
-    hnswlib.
+    hnswlib, `budget` (with `adaptive`) lets caches give way when memory is short, and then refuses messages.
     """
 
-    __slots__ = ("adaptive", "ann", "batching", "caching", "hedging", "parallel", "preload")
+    __slots__ = ("adaptive", "ann", "batching", "budget", "caching", "hedging", "parallel", "preload")
 
     adaptive: bool
     ann: bool
     parallel: bool
     batching: bool
+    budget: bool
     caching: bool
     hedging: bool
     preload: bool

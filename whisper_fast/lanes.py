@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Lanes", "Place"]
 
+REFUSED = 2.0  # seconds to come back in where messages are refused for another reason than those who wait
 PER_USER = 256  # places of one user at most, so that one who floods leaves room for the others
 
 
@@ -149,6 +150,7 @@ class Lanes:
         self.running = 0
         self.bytes = 0
         self.shed = 0
+        self.refusal = ""  # why no new message is taken for now: a sentence, "" where they are
 
     @property
     def waiting(self) -> int:
@@ -245,6 +247,9 @@ class Lanes:
         return Overloaded(f"{self.places} messages ({self.bytes} bytes) wait; come back later", retry_after=seconds)
 
     def _hold(self, place: Place, size: int) -> None:
+        if self.refusal:
+            self.shed += 1
+            raise Overloaded(self.refusal, retry_after=back_in(REFUSED))
         if self.bytes + size > self._max_bytes:
             self.shed += 1
             raise self._full()

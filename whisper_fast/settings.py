@@ -90,7 +90,8 @@ class Settings(BaseSettings):
     journal_max_age_hours: float = Field(168.0, gt=0)
     journal_max_bytes: int = Field(512 * MIB, ge=0)
 
-    # what is kept in memory
+    # what is kept in memory, and how much the process may take in all: None is 75 % of the container, or 2 GiB
+    memory_budget: int | None = Field(None, ge=64 * MIB)
     memory_cache_bytes: int = Field(256 * MIB, ge=MIB)
     ann_rows: int = Field(
         1_000_000, ge=1
@@ -116,6 +117,7 @@ class Settings(BaseSettings):
     feature_hedging: bool = True
     feature_adaptive: bool = True
     feature_ann: bool = True
+    feature_budget: bool = True
 
     def __init__(self, **overrides: Any) -> None:
         """Read the environment; `overrides` win. Raises SettingsError."""

@@ -53,6 +53,7 @@ COUNTERS = {
     "preload_right": "Loads whose user returned in time.",
     "preload_wrong": "Loads whose user did not.",
     "preload_denied": "Loads that the budget or the flag did not allow.",
+    "budget_changes": "Changes that the memory budget made to caches, and to whether messages are taken.",
     "loop_beats": "Beats of the watch on the event loop.",
     "loop_blocked": "Times that the event loop was held for more than 50 ms.",
     "loop_pauses": "Times that the whole process stood still: suspended, or given no processor.",

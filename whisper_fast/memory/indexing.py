@@ -93,6 +93,11 @@ class Indexing:
             if (task := self._work.pop(name, None)) is not None:
                 task.cancel()
 
+    @property
+    def cache(self) -> Cache[str, Index]:
+        """The indexes that are in memory."""
+        return self._indexes
+
     async def close(self) -> None:
         """End the work that goes on, and write what has changed."""
         self._closed = True

@@ -271,6 +271,10 @@ class MemoryStore:
         if self._writes:
             await asyncio.wait(self._writes)
 
+    def caches(self) -> dict[str, Cache[str, Any]]:
+        """Return what is kept in memory and can be read again: its bounds may be changed."""
+        return {"segments": self._cache, "indexes": self._indexing.cache}
+
     def stats(self) -> dict[str, Any]:
         """Return what is held in memory and how often it served."""
         cache = self._cache.stats()

@@ -1,6 +1,8 @@
-"""What the engine sees of itself: each stage of a turn, the slowest turns in full, and who holds the event loop."""
+"""What the engine sees of itself: each stage of a turn, the slowest turns in full, who holds the loop, and memory."""
 
+from .budget import Budget
 from .loop import LoopWatch
+from .pressure import Gauge
 from .record import Record, Stage, Waterfall
 
-__all__ = ["LoopWatch", "Record", "Stage", "Waterfall"]
+__all__ = ["Budget", "Gauge", "LoopWatch", "Record", "Stage", "Waterfall"]
