@@ -14,7 +14,7 @@ from scripted import quick, said
 from whisper_fast import Engine, Settings, clock
 from whisper_fast.door.metrics import Requests, exposition, registry
 from whisper_fast.monitor import LoopWatch
-from whisper_fast.monitor.loop import LIMIT, LINES, name_of, owner
+from whisper_fast.monitor.loop import BEAT, CALM, LIMIT, LINES, REST, name_of, owner
 
 
 async def sleeps(_):
@@ -111,6 +111,24 @@ async def test_a_loop_that_is_well_blames_nobody():
     await beats(watch, 1)
     watch.stop()
     assert watch.lag.count > seen
+
+
+async def test_beats_are_rare_at_rest_and_quick_again_when_there_is_work():
+    watch = LoopWatch()
+    watch.start()
+    while watch._calm <= CALM:
+        await asyncio.sleep(REST)
+    assert watch._pause == REST
+    watch.wake()
+    assert watch._pause == BEAT
+    assert watch._due - clock.monotonic() <= BEAT
+    watch.wake()
+    await sleeps(None)
+    await beats(watch, 1)
+    watch.stop()
+    watch.wake()  # too late: nothing begins again
+    assert watch._handle is None
+    assert any(line.startswith("sleeps") for line, _ in watch.blocks.items())
 
 
 async def test_a_machine_that_slept_is_nobodys_fault(monkeypatch):

@@ -232,6 +232,8 @@ class Engine:
         Raises InvalidMessage (IdReused for a `strict` one), Overloaded (Busy where the channel drops), Quarantined,
         Closed, StoreError; then nothing was accepted.
         """
+        if self.record is not None:
+            self.record.loop.wake()
         ticket = await self._turns.submit(message, streamed=streamed)
         self._preload.seen(message.user)
         return ticket

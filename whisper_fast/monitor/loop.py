@@ -2,8 +2,11 @@
 
 A beat on the loop comes every `BEAT` seconds and measures by how much it is late (uvloop's timers tick in whole
 milliseconds: so fine and no finer). A thread wakes when a beat is `LIMIT` late, and only then: while the loop is well
-it looks about 15 times a second. It takes the stack of the loop's thread, and the line to blame is the innermost one
+it looks about 11 times a second. It takes the stack of the loop's thread, and the line to blame is the innermost one
 that is not the standard library's. So every block of more than BEAT + LIMIT is seen, and none below LIMIT.
+
+Waking a process that sleeps costs more than all that a beat does. After `CALM` beats in which the process did next to
+nothing they come every `REST` seconds, until `wake`; what holds it out of such a rest is seen from REST + LIMIT.
 
 A C call that keeps the interpreter to itself keeps it from the thread too; the thread then looks when the call has
 just returned, and finds its line unless another thread came first: that block counts as `UNKNOWN`.
@@ -32,7 +35,10 @@ __all__ = ["LoopWatch"]
 
 log = logging.getLogger(__name__)
 
-BEAT: Final = 0.02  # seconds
+BEAT: Final = 0.04  # seconds
+REST: Final = 0.25
+CALM: Final = 4  # beats
+IDLE: Final = 0.02  # of a processor
 LIMIT: Final = 0.05  # seconds that a beat may be late
 SPELL: Final = 60.0  # seconds between two log lines about the same line
 LINES: Final = 100  # lines that are kept apart
@@ -58,17 +64,22 @@ class LoopWatch:
         self._outside: FrameType | None = None  # what runs the loop; set by the first beat
         self._due = 0.0  # when the next beat is due
         self._used = 0.0  # processor seconds of the process at the last beat
+        self._pause = BEAT
+        self._calm = 0  # beats in a row in which the process was idle
+        self._stopping = False
         self._culprit: str | None = None  # the line that holds the loop now
         self._logged: dict[str, float] = {}
         self._handle: asyncio.TimerHandle | None = None
         self._thread: threading.Thread | None = None
-        self._end = threading.Lock()  # held while the thread is to go on
+        self._signal = threading.Lock()  # held; a release lets the thread look at once
 
     def start(self) -> None:
         """Begin to watch the running loop, from its own thread."""
         if self._thread is not None:
             return
-        self._end.acquire()
+        self._signal = threading.Lock()
+        self._signal.acquire()
+        self._stopping = False
         loop, watched = asyncio.get_running_loop(), threading.get_ident()
         self._schedule(loop)
         self._thread = threading.Thread(target=self._watch, args=(watched,), name="loop-watch", daemon=True)
@@ -78,12 +89,22 @@ class LoopWatch:
         """End the thread and the beat; what was counted stays."""
         if self._thread is None:
             return
-        self._end.release()
+        self._stopping = True
+        self._ring()
         self._thread.join()
         self._thread = None
         if self._handle is not None:
             self._handle.cancel()
             self._handle = self._outside = None
+
+    def wake(self) -> None:
+        """Say that there is work again; on the loop. It costs next to nothing while the beats are quick."""
+        if self._calm <= CALM or self._handle is None:
+            return
+        self._calm = 0
+        self._handle.cancel()
+        self._schedule(asyncio.get_running_loop())
+        self._ring()
 
     def stats(self) -> dict[str, Any]:
         """Return the lag in seconds, how often the loop stood still, and the lines that held it, the worst first."""
@@ -98,10 +119,18 @@ class LoopWatch:
             "lines": [{"line": line, "blocks": int(n), "seconds": s} for s, n, line in sorted(lines, reverse=True)],
         }
 
+    def _ring(self) -> None:
+        """Let the thread look now; only the loop's thread releases the lock."""
+        if self._signal.locked():
+            self._signal.release()
+
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._used = time.process_time()
-        self._due = clock.monotonic() + BEAT
-        self._handle = loop.call_later(BEAT, self._beat, loop)
+        used = time.process_time()
+        self._calm = self._calm + 1 if used - self._used < IDLE * self._pause else 0
+        self._used = used
+        self._pause = pause = BEAT if self._calm <= CALM else REST
+        self._due = clock.monotonic() + pause
+        self._handle = loop.call_later(pause, self._beat, loop)
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
         late = max(0.0, clock.monotonic() - self._due)
@@ -124,14 +153,16 @@ class LoopWatch:
         """Look whenever a beat would be too late, until `stop`: the thread's whole life."""
         pause = BEAT + LIMIT
         target = clock.monotonic() + pause
-        while not self._end.acquire(timeout=pause):
+        while True:
+            self._signal.acquire(timeout=pause)
+            if self._stopping:
+                return
             due, now = self._due, clock.monotonic()
             late, overslept = now - due, now - target
             if late >= LIMIT and self._culprit is None and not (overslept > LIMIT and self._stood_still(late)):
                 self._blame(watched, due)
-            pause = min(BEAT + LIMIT, max(0.001, LIMIT - late)) if late < LIMIT else LIMIT
+            pause = max(0.001, LIMIT - late) if late < LIMIT else LIMIT
             target = now + pause
-        self._end.release()
 
     def _blame(self, watched: int, due: float) -> None:
         frame = sys._current_frames().get(watched)
