@@ -15,6 +15,7 @@ import time
 import uvloop
 
 from whisper_fast.monitor import Gauge, LoopWatch
+from whisper_fast.monitor.loop import owner
 
 SECONDS = 8.0
 READINGS = 500
@@ -27,7 +28,7 @@ class TimedWatch(LoopWatch):
 
     def _beat(self, loop):
         begun = time.thread_time()
-        self._outside = self._outside or sys._getframe(1)  # it would take this method for what runs the loop
+        self._outside = self._outside or owner(sys._getframe(1))  # it would take this method for what runs the loop
         super()._beat(loop)
         self.used += time.thread_time() - begun
 

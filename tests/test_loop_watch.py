@@ -14,7 +14,7 @@ from scripted import quick, said
 from whisper_fast import Engine, Settings, clock
 from whisper_fast.door.metrics import Requests, exposition, registry
 from whisper_fast.monitor import LoopWatch
-from whisper_fast.monitor.loop import BEAT, CALM, LIMIT, LINES, REST, name_of, owner
+from whisper_fast.monitor.loop import BEAT, CALM, LIMIT, LINES, REST, UNKNOWN, name_of, owner
 
 
 async def sleeps(_):
@@ -156,6 +156,19 @@ async def test_an_engine_that_fails_to_open_leaves_no_watch(tmp_path):
         async with Engine.open(settings(tmp_path), llm=quick()):
             _ = 1 / 0
     assert "loop-watch" not in threads()
+
+
+async def test_a_loop_that_is_found_at_rest_is_counted_and_not_logged(caplog):
+    watch, me = LoopWatch(), threading.get_ident()
+    watch.start()
+    await beats(watch, 2)
+    look = threading.Timer(0.05, lambda: watch._blame(me, watch._due))
+    look.start()
+    await asyncio.sleep(0.5)  # the loop rests while the other thread looks
+    look.join()
+    watch.stop()
+    assert watch.blocks[UNKNOWN].value >= 1
+    assert UNKNOWN not in caplog.text
 
 
 def test_a_hundred_thousand_lines_stay_bounded():

@@ -172,7 +172,8 @@ class LoopWatch:
         line = UNKNOWN if guilty is None or guilty is self._outside else name_of(guilty)
         self._culprit = line
         self.blocks.inc(line)
-        self._tell(line)
+        if line != UNKNOWN:
+            self._tell(line)
 
     def _tell(self, line: str) -> None:
         now = clock.monotonic()
