@@ -2,7 +2,7 @@
 
 A fifth of all deliveries is a message that was delivered before: while it is being answered, later, and after
 restarts, every second of which leaves its turns in the middle. The model never says the same twice, so an answer that
-was made a second time shows.
+was made a second time shows. The journal keeps all that is finished: what it has let go of would be a new message.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ __all__ = ["Duplicates"]
 
 AGAIN = 0.2
 RESTARTS = 4
+ALL = 1 << 40  # bytes of finished messages that the journal may keep
 AT_ONCE = 256
 USERS = 500
 
@@ -62,6 +63,7 @@ class Duplicates(Proof):
                 max_concurrent_requests=AT_ONCE,
                 process_pool_size=1,
                 quarantine_after=0,
+                journal_max_bytes=ALL,
             )
             async with self._engine.open(settings, llm=Voice(latency=0.001)) as engine:
                 workers = [
