@@ -181,13 +181,22 @@ def test_a_promise_kept_ends_with_0_and_one_object():
 
 def test_ctrl_c_prints_what_was_counted_so_far():
     command = [sys.executable, "-P", "-m", "whisper_fast", "prove", "crash", "--kills", "100000", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        wait_for_child(process.pid)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, preexec_fn=heed_ctrl_c, **pipes) as process:
+        try:
+            wait_for_child(process.pid)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130, err
     assert json.loads(out)["partial"] is True
     assert "Traceback" not in err
+
+
+def heed_ctrl_c():
+    """Undo what a shell does to what it runs in the background: there Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def wait_for_child(pid):
