@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -37,3 +38,8 @@ def served(data_dir, *, latency=0.05, **variables):
         finally:
             child.terminate()
             child.wait(30)
+
+
+def heed_ctrl_c():
+    """Before a child begins: undo what a shell does to what it runs in the background, where Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

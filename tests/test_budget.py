@@ -202,6 +202,20 @@ def test_whatever_it_is_fed_bounds_stay_between_floor_and_configured(shares, sta
     asyncio.run(run())
 
 
+async def test_while_it_sheds_what_was_freed_is_given_back(monkeypatch):
+    class Full:
+        def read(self):
+            return Pressure(rss=SIZE)
+
+    trims = []
+    monkeypatch.setattr(budget, "trim", lambda: trims.append(1))
+    full = Budget(Full(), {}, size=SIZE)
+    for _ in range(3):
+        await full.step()
+    assert full.shedding
+    assert len(trims) == 3
+
+
 # ---- the real engine
 
 
@@ -211,6 +225,7 @@ async def until(true):
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.soak  # what the process holds in RAM also depends on the tests before it
 async def test_an_allocation_of_twice_the_rate_is_made_up_for_by_full_caches_and_then_by_shedding(
     tmp_path, monkeypatch
 ):

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from served import heed_ctrl_c
 from typer.testing import CliRunner
 
 from whisper_fast.cli.app import app
@@ -212,9 +213,8 @@ def test_chat_streams_to_a_terminal_until_an_empty_line(environment):
 
 
 def test_ctrl_c_ends_a_chat_without_a_traceback(environment):
-    with subprocess.Popen(
-        [*PROGRAM, "chat"], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([*PROGRAM, "chat"], env=environment, preexec_fn=heed_ctrl_c, **pipes) as process:
         assert process.stdout.read(1)  # the greeting: the engine is open
         process.send_signal(signal.SIGINT)
         process.stdin.close()

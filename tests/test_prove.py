@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from served import heed_ctrl_c
 from typer.testing import CliRunner
 
 from whisper_fast import journal
@@ -192,11 +193,6 @@ def test_ctrl_c_prints_what_was_counted_so_far():
     assert process.returncode == 130, err
     assert json.loads(out)["partial"] is True
     assert "Traceback" not in err
-
-
-def heed_ctrl_c():
-    """Undo what a shell does to what it runs in the background: there Ctrl-C is ignored."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def wait_for_child(pid):

@@ -99,7 +99,7 @@ class Budget:
             self._let_go()
             return
         reading = await asyncio.to_thread(self._gauge.read)
-        if await self.follow(reading):
+        if await self.follow(reading) or self.shedding:  # what others have freed stays in the C library's heap else
             await asyncio.to_thread(trim)
 
     async def follow(self, reading: Pressure) -> bool:
