@@ -134,3 +134,29 @@ def test_names_are_certain_once_the_folder_is_synced():
     assert left(made, *log, Event("delete", "f")) == {None, b""}
     assert left(made, *log, Event("delete", "f", 1)) == {None}
     assert left(made, Event("delete", "f"), *log) == {None}
+
+
+def test_a_sync_that_fails_is_told_once_to_each_handle(folder):
+    """As Linux tells it: whoever had the file open learns of it with the next sync, later ones never do."""
+    with FaultyDisk() as disk:
+        first, other = database_file(folder, disk), database_file(folder, disk)
+        disk.fail("xSync")
+        outcomes = [synced(first), synced(other), synced(first), synced(other)]
+        late = database_file(folder, disk)
+        outcomes.append(synced(late))
+        for file in (first, other, late):
+            file.xClose()
+    assert outcomes == [False, False, True, True, True]
+
+
+def database_file(folder, disk):
+    (folder / "a.db").touch()
+    return apsw.VFSFile(disk.name, str(folder / "a.db"), [apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_MAIN_DB, 0])
+
+
+def synced(file):
+    try:
+        file.xSync(apsw.SQLITE_SYNC_NORMAL)
+    except apsw.IOError:
+        return False
+    return True

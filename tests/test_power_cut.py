@@ -1,11 +1,17 @@
 """Power cuts at any moment: nothing accepted is lost, nothing is answered twice, the database always opens."""
 
 from collections import Counter
+from contextlib import closing, suppress
 
 import pytest
 
-from whisper_fast.lab.faulty_disk import memory_folder
+from whisper_fast.errors import StoreError
+from whisper_fast.lab.faulty_disk import FaultyDisk, memory_folder
 from whisper_fast.lab.power_cut import cuts, record
+from whisper_fast.store.files import DATABASE, connect
+from whisper_fast.store.sqlite import Database
+
+INSERT = "INSERT INTO kept VALUES (?, zeroblob(3000))"
 
 
 async def total(count, seed, monkeypatch, messages=240):
@@ -62,3 +68,46 @@ async def test_the_cuts_find_what_they_look_for(monkeypatch, way):
 def with_a_sync(disk, random, messages):
     """The death that leaves commits which can be read and are not on the disk."""
     disk.fail("xSync", nth=random.randrange(messages // 8, messages // 4), suffix="-wal", fatal=True)
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_a_checkpoint_that_fails_undoes_none_before_it(monkeypatch, seed):
+    """Pages of a round that did not end the log are synced with a later one, and lost where that sync fails."""
+    monkeypatch.setattr("whisper_fast.store.checkpoints.PAGES", 40)
+    with memory_folder() as folder, FaultyDisk(seed=seed, record=True) as disk:
+        database = await Database.open(folder, vfs=disk.name)
+        await database.write(lambda connection: connection.execute("CREATE TABLE kept (row INTEGER, room BLOB)"))
+        await fill(database, range(5))
+        part_of_a_checkpoint(database, disk)
+        disk.fail("xSync", suffix=DATABASE)
+        rows = 5
+        while syncs(disk)[-2:] != ["failed sync", "sync"]:
+            with suppress(StoreError):
+                await fill(database, range(rows, rows + 1))
+                rows += 1
+        await fill(database, range(rows, rows + 5))  # in a log that has begun anew
+        disk.cut_power(after=0)
+        await database.close()
+        disk.power_on()
+        with closing(connect(folder / DATABASE)) as left:
+            assert left.pragma("integrity_check") == "ok"
+            assert [row for (row,) in left.execute("SELECT row FROM kept")] == list(range(rows + 5))
+
+
+async def fill(database, rows):
+    for row in rows:
+        await database.write(lambda connection, row=row: connection.execute(INSERT, (row,)))
+
+
+def part_of_a_checkpoint(database, disk):
+    """Bring the log into the database but for its last group, as while a reader is at the one before."""
+    with closing(connect(database.path, vfs=disk.name)) as connection, closing(connect(database.path)) as reader:
+        with reader:
+            reader.execute("SELECT count(*) FROM kept").get  # noqa: B018 - begins the reading
+            connection.execute("UPDATE kept SET room = zeroblob(3001) WHERE row = 0")
+            _, pages, done = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").get
+        assert 0 < done < pages
+
+
+def syncs(disk):
+    return [event.kind for event in disk.journal if event.file.endswith(".db") and event.kind.endswith("sync")]

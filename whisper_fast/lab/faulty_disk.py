@@ -92,6 +92,7 @@ class FaultyDisk:
         self._cut_at: int | None = None
         self._dead = False
         self._lock = threading.Lock()
+        self._open: set[FaultyFile] = set()
         self._vfs = FaultyVFS(self)
 
     def __enter__(self) -> FaultyDisk:
@@ -187,6 +188,22 @@ class FaultyDisk:
                 self.journal.append(event)
             self._platter.apply(event, self._random)
 
+    def opened(self, file: FaultyFile) -> None:
+        """Know a file that is open; called by the files."""
+        with self._lock:
+            self._open.add(file)
+
+    def closed(self, file: FaultyFile) -> None:
+        """Know that it is not any more; called by the files."""
+        with self._lock:
+            self._open.discard(file)
+
+    def warn(self, file: FaultyFile) -> None:
+        """Let the next sync through every other handle of the same file fail as well; called by the files."""
+        with self._lock:
+            for other in self._open - {file}:
+                other.warned = other.warned or other.path == file.path
+
     def called(self, method: str, file: str) -> None:
         """Count a call; raises the error that is due. Called by the files before they do anything."""
         with self._lock:
@@ -249,6 +266,8 @@ class FaultyFile(apsw.VFSFile):
         super().__init__("", name, flags)
         self.disk = disk
         self.path = path
+        self.warned = False
+        disk.opened(self)
 
     def excepthook(self, kind: Any, error: Any, trace: Any) -> bool:
         """Leave out what apsw would print: the errors are ours."""
@@ -273,8 +292,20 @@ class FaultyFile(apsw.VFSFile):
 
     def xSync(self, flags: int) -> None:
         """Make what was written certain. The real file is not synced: the platter is this disk's truth."""
-        self.disk.called("xSync", self.path)
+        try:
+            self.disk.called("xSync", self.path)
+        except apsw.Error:
+            self.disk.warn(self)
+            raise
         self.disk.happened(Event("sync", self.path))
+        if self.warned:
+            self.warned = False
+            raise apsw.exception_for(apsw.SQLITE_IOERR_FSYNC)
+
+    def xClose(self) -> None:
+        """Close."""
+        self.disk.closed(self)
+        super().xClose()
 
     def xFileSize(self) -> int:
         """Return the size in bytes."""

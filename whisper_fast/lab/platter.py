@@ -4,7 +4,7 @@ The model is that of SQLite's "powersafe overwrite", the least that SQLite can l
 change; inside it every sector of 512 bytes is old or new on its own, in whatever order the disk chose; only a sync
 makes it certain. Names made and deleted are certain once the folder was synced, which SQLite does with the first sync
 of a new log or journal. A sync that fails tells nothing of the writes before it and, as the page cache of Linux does,
-never tries them again.
+never tries them again; as Linux does since 4.13, it is told once to everybody who has the file open.
 """
 
 from __future__ import annotations

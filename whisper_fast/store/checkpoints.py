@@ -10,12 +10,12 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
+import apsw
+
 from .files import connect
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import apsw
 
 __all__ = ["Checkpoints"]
 
@@ -45,17 +45,26 @@ class Checkpoints:
             else:  # a reader may hold the log: give it time
                 self._next = pages + SHORT
         elif pages > LONGEST:
+            self.settle()
             self._last(connection)
         elif self._round is None and pages >= self._next:
             self._round = self._thread.submit(self._run)
 
-    def forget(self) -> None:
-        """Let a round that runs be nobody's: the database was opened anew."""
-        self._round, self._next = None, PAGES
+    @property
+    def running(self) -> bool:
+        """Whether a round is on its way, or nobody has looked how it ended."""
+        return self._round is not None
+
+    def settle(self) -> None:
+        """Wait for a round that runs: before its end is known the log must not begin anew. Raises what it raised."""
+        ended, self._round, self._next = self._round, None, PAGES
+        if ended is not None:
+            ended.result()
 
     def close(self) -> None:
-        """Wait for a round that runs."""
+        """Give the thread back. Raises what the last round raised."""
         self._thread.shutdown()
+        self.settle()
 
     def _last(self, connection: apsw.Connection) -> None:
         self._next = PAGES
@@ -63,6 +72,7 @@ class Checkpoints:
 
     def _run(self) -> int:
         with closing(connect(self._path, vfs=self._vfs)) as connection:
+            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)  # one that fails then would not be told
             return checkpoint(connection)
 
 

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 SLICE: Final = 1000  # pages
 PATIENCE: Final = 20  # milliseconds for a reader to let go of the log
 BUSY_PAUSE: Final = 0.25  # seconds between two slices while the writer has work
+MOMENT: Final = 0.005  # seconds until a checkpoint that runs is looked for again
 RETRY: Final = 1.0  # seconds after a slice that could not be
 AT_THE_END: Final = 5.0  # seconds that a close may take for the rest of it
 
@@ -59,7 +60,7 @@ class Compaction:
         return max(0.0, self._due + (0.0 if idle else BUSY_PAUSE) - clock.monotonic())
 
     def step(self, opened: Opened) -> None:
-        """Do a slice, outside a transaction. A failure is the disk's or a reader's: it is tried again later."""
+        """Do a slice, outside a transaction; one that fails is tried again later. Raises apsw.IOError."""
         page, self._due = self._page or 1, clock.monotonic()
         try:
             self._page = compact_slice(opened, self._vfs, page)
@@ -68,8 +69,15 @@ class Compaction:
         except apsw.Error as error:
             log.warning("what was deleted leaves its traces for now: %s", error)
             self._page = page
-        if self._page == page:
-            self._due += RETRY
+            if isinstance(error, apsw.IOError):
+                raise
+        finally:
+            if self._page == page:
+                self._due += RETRY
+
+    def later(self) -> None:
+        """Put the next slice off for a moment."""
+        self._due = clock.monotonic() + MOMENT
 
     def finish(self, opened: Opened) -> None:
         """Do what is left of it, for some seconds at most: the next start does the rest."""

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import apsw
 
-from ..errors import StoreMissing
+from ..errors import StoreIOError, StoreLocked, StoreMissing
 from .backup import snapshot, stamp
 from .files import FolderLock, close_quietly, connect, private_file, private_folder, same_file, translate
 from .schema import migrate, version_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
 __all__ = ["Opened"]
 
@@ -27,6 +29,8 @@ PIECE = 1 << 16  # bytes of the log that are rewritten at a time; SQLite writes 
 class Opened:
     """An open database and the files that it is: what is written into a file that was deleted is not stored.
 
+    doubtful  whether a checkpoint failed, see `doubting`
+
     Raises StoreError of the fitting kind.
     """
 
@@ -35,6 +39,7 @@ class Opened:
         self.lock = lock
         self.connection = connection
         self.closed = False
+        self.doubtful = False
         self._names = (str(path), f"{path}-wal")
         self._files = tuple(map(os.stat, self._names))
 
@@ -54,24 +59,42 @@ class Opened:
                 lock.release()
             raise
 
-    def again(self, vfs: str | None, let_go: Callable[[], None]) -> Opened:
+    @contextmanager
+    def doubting(self) -> Iterator[None]:
+        """Note that a checkpoint in the block failed for the disk: those before it may be undone by that.
+
+        SQLite syncs the database only with the checkpoint that ends the log. A sync that fails may lose the pages of
+        those before it for good (see `settle_log`), and SQLite would never write them again: the next sync succeeds
+        without them, and the log that still has them begins anew. So no log may end before it was read from its
+        beginning once more, which SQLite does when nobody has the database open.
+        """
+        try:
+            yield
+        except (apsw.IOError, StoreIOError):
+            self.doubtful = True
+            raise
+
+    def again(self, vfs: str | None, let_go: Callable[[], AbstractContextManager[None]]) -> Opened:
         """Close and open anew; raises StoreMissing unless a database of ours is there: none is made.
 
-        `let_go` closes everybody else's connections: called where the files are others now. What was committed to a
-        log that was deleted comes into the database as the last of them closes it.
+        `let_go` closes everybody else's connections and keeps them closed: for files that are others now, and where
+        this is doubtful. What was committed to a log that was deleted comes into the database as the last of them
+        closes it.
         """
         if not self.path.is_file() or not self.path.stat().st_size:
             raise StoreMissing(
                 f"{self.path} is not there any more; put it back or restore a backup, the engine goes on by itself; "
                 "to begin anew, restart it"
             )
-        if not self.stands():
-            let_go()
+        with let_go() if self.doubtful or not self.stands() else nullcontext():
+            return self._anew(vfs)
+
+    def _anew(self, vfs: str | None) -> Opened:
         self.close(keep_lock=True)
         if self.lock is not None and not self.lock.stands():
             self.lock, old = FolderLock(self.path), self.lock
             old.release()
-        return self._open(self.path, self.lock, vfs, version_of)
+        return self._open(self.path, self.lock, vfs, from_the_beginning if self.doubtful else version_of)
 
     @classmethod
     def _open(
@@ -108,9 +131,23 @@ class Opened:
         """Close the connection, whatever the disk says to that, and give the folder back."""
         if not self.closed:
             self.closed = True
+            if self.doubtful:
+                self.connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             close_quietly(self.connection, stale=not self.stands())
         if self.lock and not keep_lock:
             self.lock.release()
+
+
+def from_the_beginning(connection: apsw.Connection) -> None:
+    """See that SQLite takes nothing of the log for done. Raises StoreLocked where somebody has kept it open."""
+    version_of(connection)
+    _, _, done = connection.execute("PRAGMA wal_checkpoint(NOOP)").get
+    if done > 0:
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        raise StoreLocked(
+            f"{connection.filename}: the disk failed while another process had it open; the engine goes on when that "
+            "one has closed it"
+        )
 
 
 def bring_up(connection: apsw.Connection) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import apsw
@@ -12,7 +13,7 @@ from ..errors import StoreCorrupt
 from .files import DISK_ERRORS, close_quietly, connect, translate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Executor
     from pathlib import Path
 
@@ -46,15 +47,18 @@ class Readers:
             raise
         self.threads: Executor = ThreadPoolExecutor(READERS, thread_name_prefix="whisper-fast-reader")
 
-    def let_go(self) -> None:
-        """Close every connection, after the question that it answers: the file is another one. The next opens it."""
+    @contextmanager
+    def let_go(self) -> Iterator[None]:
+        """Close every connection after the question that it answers; the next question after the block opens one."""
         if self._closed:
+            yield
             return
         taken = [self._free.get() for _ in range(READERS)]
         try:
             for connection in taken:
                 if connection is not None:
                     close_quietly(connection, stale=True)
+            yield
         finally:
             for _ in taken:
                 self._free.put(None)

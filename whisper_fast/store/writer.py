@@ -25,6 +25,7 @@ from .files import DISK_ERRORS, translate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from .health import Health
     from .opened import Opened
@@ -62,7 +63,7 @@ class Write:
 class Writer:
     """The thread and its queue.
 
-    let_go     called when the database is another file: closes everybody else's connections
+    let_go     closes everybody else's connections for as long as the database is opened anew
     changed    called on the loop when somebody else has written, or may have
     traceless  called on the loop with the number of the last deletion whose traces are gone
     """
@@ -73,7 +74,7 @@ class Writer:
         health: Health,
         vfs: str | None,
         *,
-        let_go: Callable[[], None],
+        let_go: Callable[[], AbstractContextManager[None]],
         changed: Callable[[], None],
         traceless: Callable[[int], None],
     ) -> None:
@@ -106,7 +107,7 @@ class Writer:
         """Finish what was handed in and close the database."""
         self._jobs.put(None)
         self._thread.join()
-        self._checkpoints.close()
+        self._tend(self._checkpoints.close)
         self._opened.close()
 
     def _start(self) -> None:
@@ -124,7 +125,8 @@ class Writer:
 
     def _end(self) -> None:
         if self.health.problem is None:
-            self._compaction.finish(self._opened)
+            self._tend(self._checkpoints.settle)
+            self._tend(self._compaction.finish, self._opened)
 
     def _wait(self) -> float | None:
         """Return how long to wait for a job: until the next probe, or the next slice of a compaction."""
@@ -140,7 +142,7 @@ class Writer:
                 group = self._group = []  # they have been told: what fails from now on is not theirs
                 self._checkpoint()
             if self.health.problem is None and self._compaction.wait(idle=not busy) == 0.0:
-                self._compaction.step(self._opened)
+                self._compact()
         except Exception as error:  # a fault of ours: everybody is told, and a new connection is tried
             log.exception("the writer met what it did not expect")
             self._fail(group, self._ours(error))
@@ -285,17 +287,30 @@ class Writer:
     def _checkpoint(self) -> None:
         """Bring the log into the database when it is long, after everybody was told."""
         if self.health.problem is None:
-            try:
-                self._checkpoints.look(self._opened.connection, self._log_pages)
-            except (apsw.Error, MemoryError, StoreError) as error:
-                self._fail([], self._ours(error))
+            self._tend(self._checkpoints.look, self._opened.connection, self._log_pages)
+
+    def _compact(self) -> None:
+        if self._checkpoints.running:
+            self._compaction.later()
+        else:
+            self._tend(self._compaction.step, self._opened)
+
+    def _tend(self, work: Callable[..., None], *args: Any) -> None:
+        """Do what keeps the log short; where it fails nothing is written until a probe succeeds."""
+        try:
+            with self._opened.doubting():
+                work(*args)
+        except (apsw.Error, MemoryError, StoreError) as error:
+            self._fail([], self._ours(error))
 
     def _probe(self) -> None:
         """Try whether a write reaches the disk again, on a new connection where that is needed."""
         try:
-            if self.health.reopen or self._opened.closed:
+            if self.health.reopen or self._opened.closed or self._opened.doubtful:
                 self._reopen()
             probe(self._opened.connection, read_through=self.health.damaged)
+            with self._opened.doubting():
+                checkpoint(self._opened.connection)
             self._opened.check()
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is not well yet
             self._roll_back_quietly()
@@ -304,9 +319,9 @@ class Writer:
             self.health.recovered()
 
     def _reopen(self) -> None:
+        self._tend(self._checkpoints.settle)
         before = self._opened
         self._take(opened := before.again(self._vfs, self._let_go))
-        self._checkpoints.forget()
         self._foreign = True  # it cannot be known who wrote meanwhile
         if not opened.is_same(before):
             self.health.found_damage(None)
@@ -329,6 +344,5 @@ def probe(connection: apsw.Connection, *, read_through: bool) -> None:
         connection.execute("CREATE TABLE probe AS SELECT zeroblob(?) AS room", (PROBE_BYTES,))
         connection.execute("COMMIT")
         connection.execute("DROP TABLE probe")
-        checkpoint(connection)
     finally:
         connection.set_busy_timeout(PATIENCE)
