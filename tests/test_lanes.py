@@ -1,6 +1,8 @@
 """One user's turns in order, different users side by side, and a clear no when there is no place."""
 
 import asyncio
+import gc
+import tracemalloc
 
 import pytest
 
@@ -55,6 +57,28 @@ async def test_full_by_count_and_by_bytes_and_free_again():
     lanes.enter("c", 0).leave()
     two.leave()
     assert (lanes.places, lanes.bytes, lanes.shed, lanes._lanes) == (0, 0, 2, {})
+
+
+async def test_a_user_who_is_silent_costs_nothing():
+    lanes = Lanes(1000, 1 << 20)
+
+    async def talk(users):
+        for user in users:
+            lanes.enter(f"u{user}", 10).start(recorder([], user), "turn")
+            if user % 500 == 499:
+                while lanes.places:
+                    await asyncio.sleep(0)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = await talk(range(2_000))  # what grows with the most at once, or once for all, is there by now
+        after = await talk(range(2_000, 22_000))
+    finally:
+        tracemalloc.stop()
+    assert lanes.places == lanes.bytes == 0
+    assert after - before < 2_000  # bytes for 20,000 users
 
 
 async def test_a_place_given_back_lets_the_next_one_go():

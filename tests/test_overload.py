@@ -243,6 +243,31 @@ async def test_ten_thousand_messages_of_one_user_at_once(tmp_path):
     assert ends[-1].user == "bob"
 
 
+async def test_who_is_refused_costs_no_work(tmp_path):
+    """No journal entry, no task, no component, no call to the model: the refusal is one look at the lanes."""
+    gate = asyncio.Event()
+
+    class Gated(SimulatedLLM):
+        asked = 0
+
+        async def chat(self, messages, **more):
+            Gated.asked += 1
+            await gate.wait()
+            return await super().chat(messages, **more)
+
+    async with Engine.open(Settings(data_dir=tmp_path, max_waiting=1, **FIXED), llm=Gated(0)) as engine:
+        first = asyncio.create_task(engine.respond(said("ada", "hello")))
+        while not Gated.asked:
+            await asyncio.sleep(0)
+        before = audit(tmp_path), engine.stats()["commits"], Gated.asked, len(asyncio.all_tasks())
+        answer = engine.respond(said("bob", "hello"))
+        with pytest.raises(Overloaded):  # at its first step: nothing was awaited
+            answer.send(None)
+        assert (audit(tmp_path), engine.stats()["commits"], Gated.asked, len(asyncio.all_tasks())) == before
+        gate.set()
+        await first
+
+
 async def test_the_door_says_503_and_when_to_come_back(tmp_path):
     import aiohttp
 

@@ -55,7 +55,7 @@ COUNTERS = {
     "preload_denied": "Loads that the budget or the flag did not allow.",
     "budget_changes": "Changes that the memory budget made to caches, and to whether messages are taken.",
     "loop_beats": "Beats of the watch on the event loop.",
-    "loop_blocked": "Times that the event loop was held for more than 50 ms.",
+    "loop_blocked": "Times that the event loop was found held for more than 50 ms; from 90 ms on without fail.",
     "loop_pauses": "Times that the whole process stood still: suspended, or given no processor.",
     "redis_reads": "Places that were asked for in Redis.",
     "redis_late": "Answers of Redis that nobody waited for.",
@@ -158,7 +158,7 @@ def loop(watch: LoopWatch) -> Iterator[Metric]:
     lag = HistogramMetricFamily("whisper_fast_loop_lag_seconds", "Seconds by which the event loop was late.")
     lag.add_metric([], buckets(watch.lag), watch.lag.sum)
     yield lag
-    what = "Times that a line held the event loop for more than 50 ms."
+    what = "Times that a line was found to hold the event loop for more than 50 ms."
     yield counters("whisper_fast_loop_blocks", what, "line", watch.blocks)
     yield counters("whisper_fast_loop_blocked_seconds", "Seconds of it.", "line", watch.seconds)
 

@@ -15,7 +15,7 @@ from .endpoint import Endpoint
 from .latency import Latency
 from .provider import OpenAIProvider
 from .slots import Slots
-from .wire import MOST_COUNTED
+from .wire import believable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -307,4 +307,4 @@ class Upstream:
 def counted(usage: Usage) -> tuple[int, int]:
     """Return the tokens sent and received; none for counts that cannot be true, which no user is charged."""
     sent, received = usage.prompt_tokens, usage.completion_tokens
-    return (sent, received) if 0 <= sent <= MOST_COUNTED and 0 <= received <= MOST_COUNTED else (0, 0)
+    return (sent, received) if believable(sent, received) else (0, 0)

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 __all__ = [
-    "MOST_COUNTED",
     "NOTHING",
     "STREAMED",
     "Event",
+    "believable",
     "completion",
     "encoded",
     "failure_of",
@@ -61,7 +61,7 @@ CODES = frozenset(
 
 MODERATED = frozenset({"content_filter", "content_policy_violation", "moderation_blocked"})
 LONGEST_WAIT = 86400.0  # seconds that a Retry-After may ask for
-MOST_COUNTED = 100_000_000  # tokens that one call can have; a count beyond is the server's mistake
+MOST_COUNTED = 100_000_000  # tokens that one call can have
 LIMITS = ("max_tokens", "max_completion_tokens")
 MOST_TOKENS = (1 << 31) - 1  # servers count in 32 bits
 
@@ -99,6 +99,11 @@ class Choice(msgspec.Struct, gc=False):
     index: int = 0
 
 
+def believable(sent: int, received: int) -> bool:
+    """Say whether a call can have had so many tokens: a server's other counts are its mistake."""
+    return 0 <= sent <= MOST_COUNTED and 0 <= received <= MOST_COUNTED
+
+
 class Counted(msgspec.Struct, gc=False):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -106,8 +111,7 @@ class Counted(msgspec.Struct, gc=False):
     def usage(self) -> Usage:
         """Return the counts, or none at all where they cannot be true: then they are estimated."""
         sent, received = self.prompt_tokens or 0, self.completion_tokens or 0
-        believable = 0 <= sent <= MOST_COUNTED and 0 <= received <= MOST_COUNTED
-        return Usage(sent, received) if believable else Usage()
+        return Usage(sent, received) if believable(sent, received) else Usage()
 
 
 class Answer(msgspec.Struct, gc=False):

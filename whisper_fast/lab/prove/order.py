@@ -8,7 +8,7 @@ then on: its sender was told so.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import defaultdict, deque
 from random import Random
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -98,13 +98,11 @@ class Order(Proof):
         room = self.users * (AHEAD + 1)
         settings = Settings(data_dir=folder, max_wait_seconds=3600.0, max_waiting=room, process_pool_size=1)
         self._began = perf_counter()
-        async with self._engine.open(settings, llm=Moody(self.seed, self)) as engine:
-            talking = [asyncio.create_task(self._talk(engine, f"u{user}"), name="talk") for user in range(self.users)]
-            everybody = asyncio.gather(*talking)
-            while not everybody.done():
-                await asyncio.wait([everybody], timeout=0.25)
+        async with self._engine.open(settings, llm=Moody(self.seed, self)) as engine, asyncio.TaskGroup() as group:
+            talking = {group.create_task(self._talk(engine, f"u{user}"), name="talk") for user in range(self.users)}
+            while talking:
+                _, talking = await asyncio.wait(talking, timeout=0.25)
                 show(self._sent / (self.users * self.each), f"{self._sent} messages")
-            await everybody
 
     def figures(self) -> dict[str, Any]:
         """Return messages, inversions, failed, starved users, and the longest mean wait over the mean of all."""
@@ -129,16 +127,16 @@ class Order(Proof):
             sequence.note(int(number))
 
     async def _talk(self, engine: Engine, user: str) -> None:
-        answers: list[asyncio.Task[None]] = []
-        for number in range(self.each):
-            text = f"{user} {number}"
-            began = perf_counter()
-            ticket = await engine.submit(Message(user=user, text=text, id=text, channel="lab", platform="lab"))
-            self._sent += 1
-            answers.append(asyncio.create_task(self._hear(ticket, user, number, began), name="hear"))
-            if len(answers) == AHEAD:
-                await answers.pop(0)
-        await asyncio.gather(*answers)
+        answers: deque[asyncio.Task[None]] = deque(maxlen=AHEAD)
+        async with asyncio.TaskGroup() as hearing:
+            for number in range(self.each):
+                text = f"{user} {number}"
+                began = perf_counter()
+                ticket = await engine.submit(Message(user=user, text=text, id=text, channel="lab", platform="lab"))
+                self._sent += 1
+                answers.append(hearing.create_task(self._hear(ticket, user, number, began), name="hear"))
+                if len(answers) == AHEAD:
+                    await answers.popleft()
 
     async def _hear(self, ticket: Ticket, user: str, number: int, began: float) -> None:
         try:
