@@ -3,7 +3,9 @@
 Users are those of a public channel (../shared/data/irc, or WHISPER_FAST_DATA), and generated ones of three kinds. A
 visit begins after 15 minutes without a message; without preload nothing of it is in memory then. Printed are the
 share of visits that began warm, in all and once a user has been seen 20 times, the share of loads that were right,
-loads per visit, hours that loads stayed resident per visit, and the same for a keep-alive of 24 hours.
+loads per visit, hours that loads stayed resident per visit, and the same for a keep-alive of 24 hours. Then, with a
+cache that has room for some of the users only, how many messages of all find their user in it: what is loaded before
+it is asked for may not drive out what is.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from whisper_fast import clock
+from whisper_fast.cache import Cache
 from whisper_fast.preload import Preload
 
 GAP, KEEP = 900, 86_400
@@ -109,6 +112,41 @@ async def replay(events):
     return figures, preload.counts, hours
 
 
+async def demand(events, room, *, preloading):
+    """Return the share of messages whose user is in a cache of `room` users, which preload fills besides, or not."""
+    now = 0.0
+
+    async def load(user, seconds):
+        return cache.put(user, True, ttl=max(seconds, GAP)) if user not in cache else False
+
+    with clock.replaced(monotonic=lambda: now, wall=lambda: now):
+        cache = Cache(room, clock=lambda: now, ttl=GAP)
+        preload = Preload(load, cache.pop, gap=GAP, enabled=lambda: preloading)
+        for at, user in events:
+            while preload._due and preload._due[0][0] <= at:
+                now = max(now, preload._due[0][0])
+                await preload.work()
+            now = at
+            preload.seen(user)
+            if cache.get(user) is None:
+                cache.put(user, True)
+            else:
+                cache.put(user, True, ttl=GAP)
+    return cache.stats().hits / len(events)
+
+
+def show_demand(name, events):
+    """Print the demand hit ratio with preload and without at three sizes."""
+    users = len({user for _, user in events})
+    for share in (0.02, 0.05, 0.2):
+        room = max(1, int(share * users))
+        plain, loaded = (asyncio.run(demand(events, room, preloading=on)) for on in (False, True))
+        print(
+            f"{name:10} room for {room:5} of {users} users: {plain:.2%} of messages find their user without preload, "
+            f"{loaded:.2%} with it ({100 * (loaded - plain):+.2f} points)"
+        )
+
+
 def show(name, events):
     """Print one line."""
     began = time.perf_counter()
@@ -126,8 +164,10 @@ def show(name, events):
 
 if __name__ == "__main__":
     for kind in (periodic, diurnal, poisson):
-        show(kind.__name__, generated(kind))
+        show(kind.__name__, events := generated(kind))
+        show_demand(kind.__name__, events)
     if (DATA / "irc").is_dir():
-        show("irc", irc())
+        show("irc", events := irc())
+        show_demand("irc", events)
     else:
         print(f"irc: skipped, there is no {DATA / 'irc'} (WHISPER_FAST_DATA names the folder)")
