@@ -97,6 +97,17 @@ async def test_a_compaction_changes_nothing_that_is_there(folder):
     await database.close()
 
 
+async def test_it_waits_for_a_checkpoint_that_runs_and_for_no_message(folder, monkeypatch):
+    monkeypatch.setattr("whisper_fast.store.checkpoints.PAGES", 1)  # one begins with each group
+    database = await Database.open(folder)
+    await database.write(fill)
+    await database.write(forget_the_third)
+    async with asyncio.timeout(30):
+        await database.compact()
+    assert not traces(folder)
+    await database.close()
+
+
 async def test_secure_delete_alone_would_leave_traces(folder, monkeypatch):
     monkeypatch.setattr("whisper_fast.store.compaction.scrub", lambda *_: 0)
     database = await Database.open(folder)

@@ -20,6 +20,8 @@ from whisper_fast.errors import (
 from whisper_fast.store import schema
 from whisper_fast.store.backup import backup, restore
 from whisper_fast.store.files import DATABASE
+from whisper_fast.store.opened import Opened
+from whisper_fast.store.readers import Readers
 from whisper_fast.store.sqlite import Database
 
 
@@ -215,6 +217,8 @@ async def test_backup_of_nothing_is_an_error(tmp_path):
 
 WRITER = """
 import asyncio, pathlib, sys
+from whisper_fast.store.opened import Opened
+from whisper_fast.store.readers import Readers
 from whisper_fast.store.sqlite import Database
 async def main():
     database = await Database.open(pathlib.Path(sys.argv[1]))
@@ -238,3 +242,23 @@ async def test_what_was_acknowledged_survives_kill_9(tmp_path):
     stored = {int(name) for name in await database.read(names)}
     await database.close()
     assert set(acknowledged) <= stored
+
+
+def test_connections_that_are_let_go_by_two_at_once(tmp_path):
+    """The writer does to open the database anew, and so does a close: neither may wait for the other for ever."""
+    Opened.make(tmp_path / DATABASE, exclusive=False, vfs=None).close()
+    readers = Readers(tmp_path / DATABASE, None, lambda _: None)
+
+    def let_go():
+        for _ in range(200):
+            with readers.let_go():
+                pass
+
+    letting = [threading.Thread(target=let_go, daemon=True) for _ in range(2)]
+    for one in letting:
+        one.start()
+    assert [readers.read(lambda connection: connection.execute("SELECT 1").get) for _ in range(50)] == [1] * 50
+    readers.close()
+    for one in letting:
+        one.join(timeout=30)
+    assert not any(one.is_alive() for one in letting)

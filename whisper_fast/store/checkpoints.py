@@ -52,8 +52,8 @@ class Checkpoints:
 
     @property
     def running(self) -> bool:
-        """Whether a round is on its way, or nobody has looked how it ended."""
-        return self._round is not None
+        """Whether a round is on its way."""
+        return self._round is not None and not self._round.done()
 
     def settle(self) -> None:
         """Wait for a round that runs: before its end is known the log must not begin anew. Raises what it raised."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import queue
+import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import apsw
@@ -37,23 +38,20 @@ class Readers:
         self._path = path
         self._vfs = vfs
         self._found_damage = found_damage
-        self._closed = False
         self._free: queue.SimpleQueue[apsw.Connection | None] = queue.SimpleQueue()
-        try:
+        self._letting_go = threading.Lock()
+        with ExitStack() as failed:
             for _ in range(READERS):
-                self._free.put(self._open())
-        except BaseException:
-            self._close_connections()
-            raise
+                self._free.put(connection := self._open())
+                failed.callback(close_quietly, connection)
+            failed.pop_all()
         self.threads: Executor = ThreadPoolExecutor(READERS, thread_name_prefix="whisper-fast-reader")
 
     @contextmanager
     def let_go(self) -> Iterator[None]:
         """Close every connection after the question that it answers; the next question after the block opens one."""
-        if self._closed:
-            yield
-            return
-        taken = [self._free.get() for _ in range(READERS)]
+        with self._letting_go:  # two that take turns would each wait for what the other has
+            taken = [self._free.get() for _ in range(READERS)]
         try:
             for connection in taken:
                 if connection is not None:
@@ -88,14 +86,9 @@ class Readers:
 
     def close(self) -> None:
         """Wait for the last question and close the connections."""
-        self._closed = True
         self.threads.shutdown()
-        self._close_connections()
-
-    def _close_connections(self) -> None:
-        while not self._free.empty():
-            if (connection := self._free.get()) is not None:
-                close_quietly(connection)
+        with self.let_go():
+            pass
 
     def _translated(self, error: Exception) -> StoreError:
         ours = translate(error, str(self._path))

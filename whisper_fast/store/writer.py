@@ -125,8 +125,7 @@ class Writer:
 
     def _end(self) -> None:
         if self.health.problem is None:
-            self._tend(self._checkpoints.settle)
-            self._tend(self._compaction.finish, self._opened)
+            self._tend(self._finish)
 
     def _wait(self) -> float | None:
         """Return how long to wait for a job: until the next probe, or the next slice of a compaction."""
@@ -142,7 +141,7 @@ class Writer:
                 group = self._group = []  # they have been told: what fails from now on is not theirs
                 self._checkpoint()
             if self.health.problem is None and self._compaction.wait(idle=not busy) == 0.0:
-                self._compact()
+                self._tend(self._compact)
         except Exception as error:  # a fault of ours: everybody is told, and a new connection is tried
             log.exception("the writer met what it did not expect")
             self._fail(group, self._ours(error))
@@ -293,7 +292,12 @@ class Writer:
         if self._checkpoints.running:
             self._compaction.later()
         else:
-            self._tend(self._compaction.step, self._opened)
+            self._checkpoints.settle()  # a compaction ends the log, too
+            self._compaction.step(self._opened)
+
+    def _finish(self) -> None:
+        self._checkpoints.settle()
+        self._compaction.finish(self._opened)
 
     def _tend(self, work: Callable[..., None], *args: Any) -> None:
         """Do what keeps the log short; where it fails nothing is written until a probe succeeds."""
