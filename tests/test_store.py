@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from functools import partial
 
 import apsw
 import pytest
@@ -17,7 +18,7 @@ from whisper_fast.errors import (
     StoreLocked,
     StoreReadOnly,
 )
-from whisper_fast.store import schema
+from whisper_fast.store import checkpoints, schema
 from whisper_fast.store.backup import backup, restore
 from whisper_fast.store.files import DATABASE
 from whisper_fast.store.opened import Opened
@@ -262,3 +263,33 @@ def test_connections_that_are_let_go_by_two_at_once(tmp_path):
     for one in letting:
         one.join(timeout=30)
     assert not any(one.is_alive() for one in letting)
+
+
+async def test_readers_that_follow_each_other_do_not_let_the_log_grow(tmp_path, monkeypatch):
+    for name, pages in (("PAGES", 20), ("SHORT", 2), ("LONGEST", 100)):
+        monkeypatch.setattr(checkpoints, name, pages)
+    database = await Database.open(tmp_path)
+    await database.write(lambda connection: connection.execute("CREATE TABLE grown (room)"))
+    over, begun, sizes = threading.Event(), [threading.Event(), threading.Event()], []
+
+    def read(connection, mine, other):
+        """Read until the other one has begun to."""
+        with connection:
+            connection.execute("SELECT count(*) FROM grown").get  # noqa: B018 - begins to read
+            begun[other].clear()
+            begun[mine].set()
+            begun[other].wait(0.05)
+
+    async def reads(mine):
+        while not over.is_set():
+            await database.read(partial(read, mine=mine, other=1 - mine))
+
+    async with asyncio.TaskGroup() as group:
+        for mine in range(2):
+            group.create_task(reads(mine))
+        for _ in range(600):
+            await database.write(lambda connection: connection.execute("INSERT INTO grown VALUES (zeroblob(9000))"))
+            sizes.append((tmp_path / f"{DATABASE}-wal").stat().st_size)
+        over.set()
+    await database.close()
+    assert max(sizes) < 2 * 100 * 4096

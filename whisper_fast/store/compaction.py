@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import apsw
 
 from .. import clock
+from .checkpoints import emptied
 from .scrub import MOST_PAGES, scrub
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ __all__ = ["Compaction", "scrub_file"]
 log = logging.getLogger(__name__)
 
 SLICE: Final = 1000  # pages
-PATIENCE: Final = 20  # milliseconds for a reader to let go of the log
 BUSY_PAUSE: Final = 0.25  # seconds between two slices while the writer has work
 MOMENT: Final = 0.005  # seconds until a checkpoint that runs is looked for again
 RETRY: Final = 1.0  # seconds after a slice that could not be
@@ -99,25 +99,16 @@ def compact_slice(opened: Opened, vfs: str | None, first: int) -> int | None:
     Raises apsw.Error.
     """
     connection = opened.connection
-    patience = connection.pragma("busy_timeout")
-    connection.set_busy_timeout(PATIENCE)
+    if not emptied(connection):
+        return first
     try:
-        if not emptied(connection):
-            return first
         connection.execute("BEGIN IMMEDIATE")
         try:
             return scrubbed(opened, vfs or "", first)
         finally:
             connection.execute("ROLLBACK")
     finally:
-        connection.set_busy_timeout(patience)
         connection.release_memory()  # pages in memory still hold what was scrubbed in the file
-
-
-def emptied(connection: apsw.Connection) -> bool:
-    """Bring the whole log into the database and cut it to nothing; say whether that was possible."""
-    found = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    return not found[0][0]
 
 
 def scrubbed(opened: Opened, vfs: str, first: int) -> int | None:

@@ -74,7 +74,7 @@ class Opened:
             self.doubtful = True
             raise
 
-    def again(self, vfs: str | None, let_go: Callable[[], AbstractContextManager[None]]) -> Opened:
+    def again(self, vfs: str | None, let_go: Callable[[], AbstractContextManager[bool]]) -> Opened:
         """Close and open anew; raises StoreMissing unless a database of ours is there: none is made.
 
         `let_go` closes everybody else's connections and keeps them closed: for files that are others now, and where

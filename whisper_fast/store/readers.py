@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 import apsw
@@ -39,7 +39,7 @@ class Readers:
         self._vfs = vfs
         self._found_damage = found_damage
         self._free: queue.SimpleQueue[apsw.Connection | None] = queue.SimpleQueue()
-        self._letting_go = threading.Lock()
+        self._gate = threading.Lock()  # held while connections are let go of: a new question waits before it
         with ExitStack() as failed:
             for _ in range(READERS):
                 self._free.put(connection := self._open())
@@ -48,25 +48,32 @@ class Readers:
         self.threads: Executor = ThreadPoolExecutor(READERS, thread_name_prefix="whisper-fast-reader")
 
     @contextmanager
-    def let_go(self) -> Iterator[None]:
-        """Close every connection after the question that it answers; the next question after the block opens one."""
-        with self._letting_go:  # two that take turns would each wait for what the other has
-            taken = [self._free.get() for _ in range(READERS)]
-        try:
-            for connection in taken:
-                if connection is not None:
-                    close_quietly(connection, stale=True)
-            yield
-        finally:
-            for _ in taken:
-                self._free.put(None)
+    def let_go(self, seconds: float | None = None) -> Iterator[bool]:
+        """Close every connection after the question that it answers; the next question after the block opens one.
+
+        Gives whether all are closed: a question may take longer than `seconds`.
+        """
+        taken: list[apsw.Connection | None] = []
+        with self._gate:
+            try:
+                with suppress(queue.Empty):
+                    while len(taken) < READERS:
+                        taken.append(self._free.get(timeout=seconds))
+                for connection in taken:
+                    if connection is not None:
+                        close_quietly(connection, stale=True)
+                yield len(taken) == READERS
+            finally:
+                for _ in taken:
+                    self._free.put(None)
 
     def read(self, job: Callable[[apsw.Connection], T]) -> T:
         """Run `job`, once more on a new connection where the disk failed; in a thread of `threads`.
 
         Raises what the job raises; StoreError.
         """
-        connection = self._free.get()
+        with self._gate:
+            connection = self._free.get()
         try:
             if connection is None:
                 connection = self._open()

@@ -63,7 +63,7 @@ class Write:
 class Writer:
     """The thread and its queue.
 
-    let_go     closes everybody else's connections for as long as the database is opened anew
+    let_go     closes everybody else's connections, and keeps them closed in its block; for some seconds at most
     changed    called on the loop when somebody else has written, or may have
     traceless  called on the loop with the number of the last deletion whose traces are gone
     """
@@ -74,7 +74,7 @@ class Writer:
         health: Health,
         vfs: str | None,
         *,
-        let_go: Callable[[], AbstractContextManager[None]],
+        let_go: Callable[..., AbstractContextManager[bool]],
         changed: Callable[[], None],
         traceless: Callable[[int], None],
     ) -> None:
@@ -92,7 +92,7 @@ class Writer:
         self._last = False
         self._group: list[Write] = []
         self._log_pages = 0
-        self._checkpoints = Checkpoints(opened.path, vfs)
+        self._checkpoints = Checkpoints(opened.path, vfs, let_go)
         self._seen = 0
         self._compaction = Compaction(vfs, self._compacted)
         self._take(opened)
