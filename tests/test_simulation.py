@@ -18,8 +18,10 @@ from whisper_fast.lab.faulty_disk import memory_folder
 from whisper_fast.lab.simulation import simulate
 from whisper_fast.lab.simulation.loop import Stalled, VirtualLoop
 from whisper_fast.lab.simulation.plan import Plan
+from whisper_fast.lab.simulation.verdict import Verdict
 from whisper_fast.lanes import Lanes
 from whisper_fast.memory import MemoryStore, segment
+from whisper_fast.message import Message
 from whisper_fast.store.writer import Writer
 
 SEEDS = 1000
@@ -69,6 +71,19 @@ def test_the_days_hold_what_they_should():
     assert acts == {"respond", "stream", "abandon", "fault", "cut", "jump", "flag", "forget", "hint"}
     assert crashes > 200
     assert policies == {"queue", "merge", "interrupt", "drop"}
+
+
+def test_order_is_judged_within_the_life_of_a_process():
+    verdict = Verdict(0)
+    message = Message(user="u0", text="hello", id="m0")
+    verdict.born()
+    verdict.answered(message, "hi", 3)
+    verdict.born()
+    verdict.answered(message, "hi", 0)
+    assert not verdict.inversions
+    verdict.answered(message, "hi", 2)
+    verdict.answered(message, "hi", 1)
+    assert verdict.inversions == ["m0"]
 
 
 def test_the_same_seed_is_the_same_day_in_any_process(folder):

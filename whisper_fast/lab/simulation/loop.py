@@ -71,9 +71,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def die(self) -> None:
         """End the world: no task takes another step, what their `finally` blocks do reaches nobody."""
+        asyncio._set_running_loop(self)  # else what they wait for would begin a loop of its own
         for task in asyncio.all_tasks(self):
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             bury(cast("Coroutine[Any, Any, Any]", task.get_coro()))
+        asyncio._set_running_loop(None)
         for result in self._held.values():
             if isinstance(result, Opened):  # files that nobody had yet taken from the thread
                 result.close()

@@ -50,7 +50,11 @@ class Verdict:
         self._gone: set[str] = set()
         self._deliveries: Counter[str] = Counter()
         self._answers: defaultdict[str, set[str]] = defaultdict(set)
-        self._last: dict[tuple[int, str], int] = {}
+        self._last: dict[str, int] = {}
+
+    def born(self) -> None:
+        """Note that a process begins: the order of answers is promised within its life."""
+        self._last.clear()
 
     def delivered(self, message: Message) -> bool:
         """Note that a message is sent; say whether it is for the first time."""
@@ -64,13 +68,13 @@ class Verdict:
         """Note a promise."""
         self._accepted.add(message.id)
 
-    def answered(self, message: Message, text: str, number: int | None, *, life: int) -> None:
+    def answered(self, message: Message, text: str, number: int | None) -> None:
         """Note an answer; `number` is the message's place among those that were sent in this life."""
         self._answers[message.id].add(text)
         if number is not None:
-            if number < self._last.get((life, message.user), -1):
+            if number < self._last.get(message.user, -1):
                 self.inversions.append(message.id)
-            self._last[life, message.user] = number
+            self._last[message.user] = number
 
     def forgetting(self, user: str) -> dict[str, int]:
         """Note that a user wants to be forgotten; return what is to be gone, and how often each was delivered."""

@@ -154,6 +154,7 @@ class World:
     def _life(self, work: Coroutine[Any, Any, None]) -> None:
         """Run one process to its end or its death."""
         self.loop = loop = VirtualLoop(self.now, self._delay, self._look)
+        self.verdict.born()
         self.lane.clear()
         self.clients.clear()
         self.died = self.serving = False
@@ -286,7 +287,7 @@ class World:
                 verdict.failed.add(message.id)
             return
         self.note(f"answered {message.id} {text}")
-        verdict.answered(message, text, number if fresh and not streamed else None, life=id(self.loop))
+        verdict.answered(message, text, number if fresh and not streamed else None)
         if not all(found in (word(int(message.user[1:])), *MARKS) for found in CANARY.findall(text)):
             verdict.leaks += 1
 
