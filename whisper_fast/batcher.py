@@ -3,7 +3,7 @@
 It is work-conserving. An idle batcher dispatches what came within one turn of the event loop at once; while a batch
 runs the next one fills. `max_batch` and `max_wait` are bounds, never a pause: an item that has waited `max_wait`
 behind a running batch starts a further one beside it. What goes into a batch, and in what order, is compiled: see
-`pyx/_batch.pyx`.
+`pyx/_batch.pyx`, and `pyx/_buckets.pyx` for batches of items of one length.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import msgspec
 
 from . import clock
 from ._batch import Assembly, Entry, Group, deliver, still_wanted
+from ._buckets import Buckets
 from .errors import BatchMismatch, Closed, Overloaded, own_copy
 from .executor import coroutine_function
 from .waiter import expire_later, fail_all, unwrapped
@@ -40,9 +41,10 @@ UNORDERED = (str, bytes, Mapping, Set)
 class BatcherStats(msgspec.Struct, frozen=True):
     """What a batcher has done, and what is in it now.
 
-    `batches` were released because they were full, would have broken the cost budget, nothing ran (idle), or an item
-    had waited `max_wait` (linger); `direct` are calls of one item while batching was off. `calls` counts every call
-    of the function, those that look for the item at fault included.
+    `batches` were released because they were full, would have broken the cost budget, only items of other lengths
+    waited (padding), nothing ran (idle), or an item had waited `max_wait` (linger); `direct` are calls of one item
+    while batching was off. `calls` counts every call of the function, those that look for the item at fault included.
+    `padded` is the share of padding in what the function was given, where lengths are known.
     """
 
     items: int
@@ -50,11 +52,13 @@ class BatcherStats(msgspec.Struct, frozen=True):
     calls: int
     full: int
     cost: int
+    padding: int
     idle: int
     linger: int
     direct: int
     waiting: int
     running: int
+    padded: float
 
 
 class MicroBatcher(Generic[T, R]):
@@ -62,6 +66,8 @@ class MicroBatcher(Generic[T, R]):
 
     max_batch, max_wait   items in a batch; seconds after which an item no longer waits for the batch before it
     cost, max_cost        what an item costs, and what a batch may cost; an item above that goes alone
+    max_padding           `cost` is a length, each item is paid as the longest of its batch, and at most this share of
+                          a batch (from 0 to below 1) may be padding; None: items of any lengths go together
     executor              runs a `fn` that is not a coroutine function (`kind="auto"`); without one it runs inline
     enabled               asked at each submit: while it says False every item is a call of its own
     max_queue             items that may wait; above it Overloaded is raised and nothing is kept
@@ -80,6 +86,7 @@ class MicroBatcher(Generic[T, R]):
         max_wait: float = 0.1,
         cost: Callable[[T], float] | None = None,
         max_cost: float | None = None,
+        max_padding: float | None = None,
         executor: Executor | None = None,
         enabled: Callable[[], bool] | None = None,
         max_queue: int = 10_000,
@@ -91,7 +98,14 @@ class MicroBatcher(Generic[T, R]):
         for bound, value in (("max_queue", max_queue), ("max_concurrent", max_concurrent)):
             if value < 1:
                 raise ValueError(f"{bound} is {value!r}; it must be at least 1")
-        self._queue = Assembly(max_batch, INFINITY if max_cost is None else max_cost, clock.for_kernels())
+        if max_padding is not None and cost is None:
+            raise ValueError("max_padding is set; it needs `cost`, which says how long an item is")
+        limits = max_batch, INFINITY if max_cost is None else max_cost
+        self._queue: Assembly | Buckets = (
+            Assembly(*limits, clock.for_kernels())
+            if max_padding is None
+            else Buckets(*limits, max_padding, clock.for_kernels())
+        )
         self._fn = fn
         self._executor = None if coroutine_function(fn) else executor
         self._cost = cost
@@ -106,7 +120,7 @@ class MicroBatcher(Generic[T, R]):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: dict[asyncio.Task[None], list[Entry]] = {}  # each with those it must answer now
-        self._released = {"full": 0, "cost": 0, "idle": 0, "linger": 0, "direct": 0}
+        self._released = {"full": 0, "cost": 0, "padding": 0, "idle": 0, "linger": 0, "direct": 0}
         self._items = self._calls = 0
 
     # ---- for callers
@@ -167,6 +181,7 @@ class MicroBatcher(Generic[T, R]):
             calls=self._calls,
             waiting=len(self._queue),
             running=self._running,
+            padded=self._queue.padded if isinstance(self._queue, Buckets) else 0.0,
             **self._released,
         )
 
@@ -226,7 +241,7 @@ class MicroBatcher(Generic[T, R]):
         self, items: list[T], group: Group, user: object, priority: int, timeout: float | None
     ) -> list[Entry]:
         """Let all items wait; one whose cost is no cost has failed at once."""
-        if self._cost is None and (self._enabled is None or self._enabled()):
+        if isinstance(self._queue, Assembly) and self._cost is None and (self._enabled is None or self._enabled()):
             deadline = INFINITY if timeout is None else clock.monotonic() + timeout
             entries = self._queue.append_many(items, group, user, priority, deadline)
             self._items += len(items)

@@ -27,6 +27,7 @@ from .memory import MemoryStore
 from .message import Message, Turn, checked_id, checked_user
 from .models.chosen import chosen_embedder, close_embedder
 from .models.classifiers import EMOTION, LLMEmotion
+from .models.embedder import bounds
 from .models.emotion import VaderEmotion
 from .monitor import Budget, Gauge, Record
 from .outbox import Outbox
@@ -104,6 +105,7 @@ class Engine:
             max_wait=settings.batch_timeout_ms / 1000,
             executor=self._executor,
             enabled=lambda: self.flags.batching,
+            **bounds(self.embedder),
         )
 
     def _make_knowledge(self, settings: Settings) -> None:

@@ -30,6 +30,7 @@ DIMENSION: Final = 384
 HEADS: Final = 12
 PIECES: Final = 254  # of one text, beside [CLS] and [SEP]: the model was trained on 256
 MAX_CHARACTERS: Final = 4096
+READ: Final = 1024  # characters, about, of which the model reads the pieces
 BATCH: Final = 32
 DIGEST: Final = 16
 TOLERANCE: Final = 0.02  # what eight bits may change of a value of a unit vector: its direction moves by 0.16
@@ -53,6 +54,10 @@ class MiniLMEmbedder:
         self._first, self._last = pieces.index("[CLS]"), pieces.index("[SEP]")
         self._session = session(model_file(folder), threads)
         self._check()
+
+    def length(self, text: str, /) -> float:
+        """Return how long the model works on a text, in characters, about."""
+        return min(len(text), READ)
 
     def embed(self, texts: Sequence[str], /) -> Floats:
         """Return unit rows, float32 [len(texts), 384]; a text without a token has a zero row."""
