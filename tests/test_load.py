@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from itertools import pairwise
 
 import pytest
 from typer.testing import CliRunner
 
 from whisper_fast.cli.app import app
 from whisper_fast.engine import Engine
-from whisper_fast.lab import users
 from whisper_fast.lab.figures import Figures, milliseconds
-from whisper_fast.lab.load import Traffic, load
+from whisper_fast.lab.load import load
+from whisper_fast.lab.traffic import Sessions, Traffic, arrivals
 
 FIGURES = {
     "turns", "turns_per_s", "errors", "shed", "lost", "duplicated", "out_of_order", "in_flight_peak",
@@ -30,7 +29,7 @@ async def test_load_sends_what_is_due_and_counts_from_then(tmp_path):
     lines = []
     result = await load(traffic, llm_latency=0.1, data_dir=tmp_path, progress=lines.append)
     assert set(result) >= FIGURES
-    assert result["turns"] == len(list(users.arrivals(*traffic)))
+    assert result["turns"] == len(list(arrivals(Sessions(traffic))))
     assert not any(result[name] for name in ("errors", "shed", "lost", "duplicated", "out_of_order"))
     assert result["total_ms"]["p50"] >= 100
     assert 0 < result["added_ms"]["p50"] <= result["added_ms"]["p99"] <= result["added_ms"]["p999"]
@@ -55,27 +54,6 @@ async def test_load_counts_the_time_that_a_stalled_engine_keeps_everyone_waiting
     monkeypatch.setattr(Engine, "submit", stall)
     result = await load(Traffic(users=400, period=4.0, seconds=0.6), llm_latency=0.0, progress=silent)
     assert result["added_ms"]["p50"] > 50
-
-
-def test_arrivals_are_seeded_ordered_and_as_many_as_asked():
-    traffic = Traffic(users=100, period=2.0, seconds=50.0, seed=7)
-    drawn = list(users.arrivals(*traffic))
-    assert drawn == list(users.arrivals(*traffic))
-    assert drawn != list(users.arrivals(*traffic._replace(seed=8)))
-    assert all(a.at <= b.at for a, b in pairwise(drawn))
-    assert abs(len(drawn) - 2500) < 5 * 2500**0.5  # a Poisson count: five standard deviations
-    numbers = {}
-    for arrival in drawn:
-        assert arrival.number == numbers.get(arrival.user, -1) + 1
-        numbers[arrival.user] = arrival.number
-
-
-def test_no_user_ever_says_anothers_word_or_the_same_twice():
-    said = [users.message(user, number) for user in range(30) for number in range(10)]
-    assert len({message.text for message in said}) == len({message.id for message in said}) == 300
-    for message in said:
-        assert users.word(int(message.user.partition("-")[2])) in message.text
-        assert message.text.count("zq") == 1
 
 
 def test_percentiles_are_those_of_the_turns_less_the_model():

@@ -64,7 +64,8 @@ def load(
     Latency counts from the moment a message was due; added_ms leaves out the model's time and the wait for the
     user's own earlier reply. Ends with 1 if a message is lost, doubled or out of order.
     """
-    from ..lab.load import Traffic, load
+    from ..lab.load import load
+    from ..lab.traffic import Traffic
     from .live import status_line
 
     configure_logging()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .. import clock
 from ..engine import Engine
 from ..llm import SimulatedLLM
 from . import users as people
@@ -86,7 +86,7 @@ async def measure(
 
     async def send(user: int) -> None:
         await respond(people.message(user, 0, plan.seed))
-        figures.note(perf_counter() - figures.began)
+        figures.note(clock.monotonic() - figures.began)
         show(side, figures)
 
     figures.start()

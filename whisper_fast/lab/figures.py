@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from time import perf_counter
 from typing import Any
 
 import numpy as np
+
+from .. import clock
 
 __all__ = ["Figures", "milliseconds"]
 
@@ -22,18 +23,18 @@ class Figures:
         self.llm_latency = llm_latency
         self.total: list[float] = []
         self.added: list[float] = []
-        self.began = perf_counter()
+        self.began = clock.monotonic()
         self.ended = self.began
 
     def start(self) -> None:
         """Begin to count."""
-        self.began = self.ended = perf_counter()
+        self.began = self.ended = clock.monotonic()
 
     def note(self, seconds: float, *, queued: float = 0.0) -> None:
         """Count a turn that took `seconds` from when it was due, `queued` of them behind its user's earlier turn."""
         self.total.append(seconds)
         self.added.append(seconds - queued - self.llm_latency)
-        self.ended = perf_counter()
+        self.ended = clock.monotonic()
 
     @property
     def seconds(self) -> float:

@@ -1,6 +1,6 @@
 """Open-loop load: messages come at their own times, whether the engine keeps up or not.
 
-All arrivals are drawn before they are due, from a seeded process. A message's time counts from the moment it was
+A message's time counts from the moment it was
 due, not from the moment we came round to send it, so that a stall of ours is not left out of the figures. A user who
 writes again before the reply waits for it, as promised: `total_ms` holds that wait, `added_ms` does not.
 """
@@ -10,37 +10,32 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from .. import clock
 from ..engine import Engine
 from ..errors import Overloaded, WhisperFastError
 from ..llm import SimulatedLLM
 from ..settings import Settings
 from . import audit, users
 from .figures import Figures
+from .pace import Pace
+from .traffic import Sessions, Traffic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from .users import Arrival
+    from .traffic import Arrival
 
-__all__ = ["Traffic", "load"]
+__all__ = ["load"]
 
-TICK = 0.005  # seconds; uvloop's timers count whole milliseconds, so everything due is released at each tick
-
-
-class Traffic(NamedTuple):
-    """Who writes and how often: each of `users` every `period` seconds on average, for `seconds` seconds."""
-
-    users: int
-    period: float
-    seconds: float
-    seed: int = 0
+LOOK = 0.25  # seconds between two looks at the process
 
 
 async def load(
@@ -89,18 +84,16 @@ class Run:
         process = psutil.Process()
         cpu = sum(process.cpu_times()[:2])
         self.figures.start()
-        next_look = 0.0
-        for arrival in users.arrivals(*self.traffic):
-            while (now := perf_counter() - self.figures.began) < arrival.at:
-                if now >= next_look:
-                    next_look = now + 0.25
-                    self._look(process, progress, now)
-                await asyncio.sleep(TICK)
-            self._send(engine, arrival)
+        pace = Pace(Sessions(self.traffic), partial(self._send, engine), self.figures.began)
+        sending = asyncio.create_task(pace.run(), name="load:pace")
+        while not sending.done():
+            self._look(process, progress, clock.monotonic() - self.figures.began)
+            await asyncio.wait([sending], timeout=LOOK)
+        await sending
         while self._running:
-            self._look(process, progress, perf_counter() - self.figures.began)
-            await asyncio.wait(self._running, timeout=0.25)
-        self.wall_seconds = perf_counter() - self.figures.began
+            self._look(process, progress, clock.monotonic() - self.figures.began)
+            await asyncio.wait(self._running, timeout=LOOK)
+        self.wall_seconds = clock.monotonic() - self.figures.began
         self.cpu_seconds = sum(process.cpu_times()[:2]) - cpu
 
     def report(self, data_dir: Path) -> dict[str, Any]:
@@ -121,7 +114,7 @@ class Run:
             "cpu_utilization": round(self.cpu_seconds / self.wall_seconds / (os.cpu_count() or 1), 4),
             "rss_peak_mb": round(self.rss_peak / 1e6, 1),
             "wall_seconds": round(self.wall_seconds, 3),
-            **self.traffic._asdict(),
+            **asdict(self.traffic),
         }
 
     def _send(self, engine: Engine, arrival: Arrival) -> None:
@@ -140,7 +133,7 @@ class Run:
         except WhisperFastError:
             self.errors += 1
         else:
-            self._answered(arrival, message.id, perf_counter() - self.figures.began)
+            self._answered(arrival, message.id, clock.monotonic() - self.figures.began)
 
     def _answered(self, arrival: Arrival, message_id: str, now: float) -> None:
         number, replied = self._last.get(arrival.user, (-1, 0.0))

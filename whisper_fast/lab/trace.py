@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import csv
 import gzip
+import zlib
+from contextlib import contextmanager
 from datetime import datetime
 from itertools import count
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import SettingsError
 from ..llm import Completion
 from ..message import Delta, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Iterator, Sequence
     from pathlib import Path
 
     from ..message import ChatMessage
 
-__all__ = ["Row", "TraceLLM", "rows"]
+__all__ = ["Row", "TraceLLM", "opened", "rows"]
 
 WORD = "word "
 
@@ -37,19 +39,30 @@ def rows(path: Path) -> list[Row]:
 
     Raises SettingsError for a file that cannot be read or is none.
     """
-    try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+    with opened(path) as file:
+        table = csv.DictReader(file)
+        try:
             found = [
-                (moment(row["TIMESTAMP"]), int(row["ContextTokens"]), int(row["GeneratedTokens"]))
-                for row in csv.DictReader(file)
+                (moment(row["TIMESTAMP"]), int(row["ContextTokens"]), int(row["GeneratedTokens"])) for row in table
             ]
-    except (OSError, UnicodeError) as error:
-        raise SettingsError(f"the trace {str(path)!r:.200} cannot be read: {error}") from None
-    except (KeyError, TypeError, ValueError):
-        raise SettingsError(f"{str(path)!r:.200} is no trace: TIMESTAMP,ContextTokens,GeneratedTokens") from None
+        except (KeyError, TypeError, ValueError, csv.Error):
+            text = f"{str(path)!r:.200} is no trace in line {table.line_num}: TIMESTAMP,ContextTokens,GeneratedTokens"
+            raise SettingsError(text) from None
     if not found:
         raise SettingsError(f"the trace {str(path)!r:.200} holds no request")
     return [Row(at - found[0][0], prompt, answer) for at, prompt, answer in found]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[str]]:
+    """Open a text, which may be gzipped; raises SettingsError when it cannot be read to its end."""
+    try:
+        with gzip.open(path, "rt", errors="replace") if path.suffix == ".gz" else path.open(errors="replace") as file:
+            yield file
+    except EOFError:
+        raise SettingsError(f"{str(path)!r:.200} is cut off: its end is missing; copy it again") from None
+    except (OSError, zlib.error) as error:
+        raise SettingsError(f"{str(path)!r:.200} cannot be read: {error}") from None
 
 
 def moment(text: str) -> float:

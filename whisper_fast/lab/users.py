@@ -1,30 +1,25 @@
-"""Simulated users: what they remember, what they say and when; the same seed gives the same."""
+"""Simulated users: what they remember and what they say; the same seed gives the same."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+from zlib import crc32
 
 import numpy as np
 
+from ..errors import SettingsError
 from ..message import Message
+from .locomo import conversations
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
-__all__ = ["Arrival", "arrivals", "memories", "message", "word"]
+__all__ = ["Talks", "memories", "message", "word"]
 
 SUBJECTS = ("cat", "garden", "sister", "guitar", "exam", "bicycle", "grandmother", "novel", "allotment", "telescope")
 VERBS = ("lost", "found", "painted", "sold", "repaired", "dreamt about", "argued about", "photographed")
 PLACES = ("in Lisbon", "at the station", "near the lake", "on the roof", "at work", "in the old house")
 MOODS = ("I am so happy about it", "it makes me sad", "I do not know what to think", "it was wonderful")
-
-
-class Arrival(NamedTuple):
-    """A message that is due `at` seconds after the start: the `number`-th of `user`, counted from 0."""
-
-    at: float
-    user: int
-    number: int
 
 
 def word(user: int) -> str:
@@ -38,28 +33,44 @@ def memories(user: int, count: int, seed: int = 0) -> list[str]:
     return [f"I {pick(rng, VERBS)} my {pick(rng, SUBJECTS)} {pick(rng, PLACES)} {word(user)}" for _ in range(count)]
 
 
-def message(user: int, number: int, seed: int = 0) -> Message:
-    """Return the user's `number`-th message: the same id and text whenever it is made again, never said before."""
-    rng = np.random.default_rng((seed, user, 2, number))
-    text = f"Do you remember my {pick(rng, SUBJECTS)} {pick(rng, PLACES)}? {pick(rng, MOODS)} {word(user)} {number}"
+def message(user: int, number: int, seed: int = 0, words: str | None = None) -> Message:
+    """Return the user's `number`-th message: the same id and text whenever it is made again, never said before.
+
+    It says `words` where there are some; the user's own word and the number follow, so that every text is unique.
+    """
+    text = f"{words or question(crc32(f'{seed} {user} {number}'.encode()))} {word(user)} {number}"
     return Message(user=f"user-{user}", text=text, id=f"{seed}-{user}-{number}", channel="lab", platform="lab")
+
+
+def question(drawn: int) -> str:
+    """Return one of the questions that a number may draw."""
+    drawn, subject = divmod(drawn, len(SUBJECTS))
+    drawn, place = divmod(drawn, len(PLACES))
+    return f"Do you remember my {SUBJECTS[subject]} {PLACES[place]}? {MOODS[drawn % len(MOODS)]}"
 
 
 def pick(rng: np.random.Generator, words: tuple[str, ...]) -> str:
     return words[int(rng.integers(len(words)))]
 
 
-def arrivals(users: int, period: float, seconds: float, seed: int = 0) -> Iterator[Arrival]:
-    """Yield all arrivals of `seconds` seconds in order: each user writes every `period` seconds on average.
+class Talks:
+    """What real people said to each other: each user leads one of the conversations of LoCoMo, turn by turn.
 
-    Independent users make a Poisson process together: its gaps are exponential with the mean period / users, and
-    each arrival belongs to any user with the same probability.
+    Raises SettingsError for a folder without conversations.
     """
-    rng = np.random.default_rng((seed, 3))
-    numbers: dict[int, int] = {}
-    at = 0.0
-    while (at := at + float(rng.exponential(period / users))) < seconds:
-        user = int(rng.integers(users))
-        number = numbers.get(user, 0)
-        numbers[user] = number + 1
-        yield Arrival(at, user, number)
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            found = [[turn["text"] for turn in talk.turns if turn["text"].strip()] for talk in conversations(folder)]
+        except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise SettingsError(
+                f"{str(folder)!r:.200} holds a file that is no conversation: {error!r:.200}"
+            ) from None
+        self._talks = [talk for talk in found if talk]
+        if not self._talks:
+            raise SettingsError(f"there are no conversations (*.json) in {str(folder)!r:.200}")
+
+    def __call__(self, user: int, number: int) -> str:
+        """Return what the user says in the `number`-th message; from the start again at the end."""
+        talk: list[str] = self._talks[user % len(self._talks)]
+        return talk[(crc32(b"%d" % user) + number) % len(talk)]
