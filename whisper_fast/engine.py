@@ -12,6 +12,8 @@ from functools import partial
 from math import isqrt
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from msgspec.structs import asdict
+
 from . import components
 from .batcher import MicroBatcher
 from .conversation import Conversations
@@ -282,14 +284,12 @@ class Engine:
         """Return counters since start: messages, places, writes, and those of each part."""
         return {
             **self._turns.counts,
-            "in_flight": self._lanes.places,
-            "running": self._lanes.running,
-            "waiting": self._lanes.waiting,
+            **self._lanes.stats(),
             "retrying": len(self._turns.recovery),
-            "shed": self._lanes.shed,
             "commits": self._database.commits,
             "writes": self._database.writes,
             "llm": self.llm.stats(),
+            "batchers": {"embedding": {**asdict(self._batcher.stats()), "max_batch": self.settings.batch_size}},
             "memory": self.memory.stats(),
             "conversation": self._conversations.stats(),
             "preload": self._preload.stats(),

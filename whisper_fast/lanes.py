@@ -9,7 +9,7 @@ is silent has no lane and costs nothing.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, cast
 
 from . import clock
@@ -43,7 +43,7 @@ class Place:
         self._kept = False  # whether it outlives the work that runs
         self._handle = 0  # in the fair queue
         self._slot = False  # whether it holds one
-        self._began = 0.0
+        self._began = 0.0  # to wait for a slot, and then to run
         self._ended: asyncio.Future[None] | None = None
         self.user = user
         self.size = size
@@ -149,7 +149,7 @@ class Lanes:
         self.places = 0
         self.running = 0
         self.bytes = 0
-        self.shed = 0
+        self.refused: Counter[str] = Counter()  # by reason: full, user, wait, memory
         self.refusal = ""  # why no new message is taken for now: a sentence, "" where they are
 
     @property
@@ -174,11 +174,7 @@ class Lanes:
         if self.closed:
             raise Closed("the engine is stopping; send this again in a moment", retry_after=1.0)
         if not admitted:
-            try:
-                self._admit(user, size, priority)
-            except Overloaded:
-                self.shed += 1
-                raise
+            self._admit(user, size, priority)
         place = Place(self, user, size, priority, weight)
         self.places += 1
         self.bytes += size
@@ -186,6 +182,25 @@ class Lanes:
         lane = self._lanes.setdefault(user, deque())
         lane.insert(len(lane) if behind is None else lane.index(behind) + 1, place)
         return place
+
+    @property
+    def oldest(self) -> float:
+        """Seconds that the longest of those who wait for a slot has waited."""
+        place = cast("Place | None", self._queue.oldest)
+        return 0.0 if place is None else clock.monotonic() - place._began
+
+    def stats(self) -> dict[str, Any]:
+        """Return who is here now and how many were refused, in all and by reason; `oldest_waiting` in seconds."""
+        return {
+            "in_flight": self.places,
+            "in_flight_limit": self._max_waiting,
+            "running": self.running,
+            "slots": self._slots(),
+            "waiting": self.waiting,
+            "oldest_waiting": self.oldest,
+            "shed": self.refused.total(),
+            "refused": dict(self.refused),
+        }
 
     def patience(self) -> float:
         """Return the seconds after which a user's running turn is probably over."""
@@ -234,24 +249,29 @@ class Lanes:
     def _admit(self, user: str, size: int, priority: int) -> None:
         lane = self._lanes.get(user)
         if lane is not None and len(lane) >= PER_USER:
+            self.refused["user"] += 1
             seconds = back_in(self._admission.turn_seconds * PER_USER / 4)
             raise Overloaded(f"{PER_USER} messages of this user wait; come back later", retry_after=seconds)
         if self.places >= self._max_waiting or self.bytes + size > self._max_bytes:
             raise self._full()
         if lane is None and self._queue:
             ahead = sum(count for level, count in self._queue.waiting().items() if level <= priority)
-            self._admission.check(ahead, self._slots())
+            try:
+                self._admission.check(ahead, self._slots())
+            except Overloaded:
+                self.refused["wait"] += 1
+                raise
 
     def _full(self) -> Overloaded:
+        self.refused["full"] += 1
         seconds = self._admission.full(len(self._queue), self._slots())
         return Overloaded(f"{self.places} messages ({self.bytes} bytes) wait; come back later", retry_after=seconds)
 
     def _hold(self, place: Place, size: int) -> None:
         if self.refusal:
-            self.shed += 1
+            self.refused["memory"] += 1
             raise Overloaded(self.refusal, retry_after=back_in(REFUSED))
         if self.bytes + size > self._max_bytes:
-            self.shed += 1
             raise self._full()
         place.size += size
         self.bytes += size
@@ -265,6 +285,7 @@ class Lanes:
             self._run(place)
         elif self._queue or self.running >= self._slots():
             place._handle = self._queue.push(place, user, weight=place.weight, priority=place.priority)
+            place._began = clock.monotonic()
             self._admission.waits()
             self._fill()
         else:

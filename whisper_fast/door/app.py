@@ -20,6 +20,7 @@ from .auth import Keys, check_exposure
 from .body import decoded, read
 from .guard import Guard, is_loopback
 from .openai import MODEL, ChatRequest, Chunks, EmbeddingRequest, completion, message_of, model_list
+from .ops import Operations
 from .refusal import Refusal, on_error, on_refusal, on_unexpected
 
 if TYPE_CHECKING:
@@ -35,14 +36,17 @@ __all__ = ["build"]
 
 
 def build(engine: Engine, settings: Settings) -> Starlette:
-    """Return the application that answers for `engine`; `app.state.answers` holds the answers under way.
+    """Return the application that answers for `engine`.
+
+    `app.state.answers` holds the answers under way, `app.state.viewers` the pages that look at operations.
 
     Raises SettingsError when it would stand open to other machines without API keys.
     """
     keys, loopback = Keys.of(settings), is_loopback(settings.host)
     check_exposure(settings, keys, loopback)
     door = Door(engine, settings, keys)
-    routes = door.routes() + page.routes()
+    operations = Operations(engine, keys)
+    routes = door.routes() + operations.routes() + page.routes()
     paths = frozenset(route.path for route in routes)
     app = Starlette(
         routes=routes,
@@ -54,6 +58,7 @@ def build(engine: Engine, settings: Settings) -> Starlette:
     )
     app.router.redirect_slashes = False
     app.state.answers = door.answers
+    app.state.viewers = operations.viewers
     return app
 
 

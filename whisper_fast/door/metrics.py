@@ -12,7 +12,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from prometheus_client.core import Metric
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -53,6 +53,14 @@ COUNTERS = {
     "preload_right": "Loads whose user returned in time.",
     "preload_wrong": "Loads whose user did not.",
     "preload_denied": "Loads that the budget or the flag did not allow.",
+    "batchers_embedding_items": "Texts embedded.",
+    "batchers_embedding_batches": "Batches of texts.",
+    "batchers_embedding_calls": "Calls of the embedder.",
+    "batchers_embedding_full": "Batches that went because they were full.",
+    "batchers_embedding_cost": "Batches that went because one more text would have been too much.",
+    "batchers_embedding_idle": "Batches that went because none was running.",
+    "batchers_embedding_linger": "Batches that went because a text had waited long enough.",
+    "batchers_embedding_direct": "Texts that were embedded alone because batching was off.",
     "budget_changes": "Changes that the memory budget made to caches, and to whether messages are taken.",
     "loop_beats": "Beats of the watch on the event loop.",
     "loop_blocked": "Times that the event loop was found held for more than 50 ms; from 90 ms on without fail.",
@@ -65,6 +73,20 @@ COUNTERS = {
     "redis_refused": "Records in Redis that were not whole, or another user's.",
 }
 """The entries of `Engine.stats()` that only ever grow; every other number in it is a gauge."""
+
+ENDPOINT = {
+    "in_flight": "Calls at an endpoint.",
+    "limit": "Calls that it gets at most at once.",
+    "waiting": "Calls that wait for it.",
+    "oldest_waiting": "Seconds that the oldest of them has waited.",
+    "latency": "Mean seconds until an answer.",
+    "first_token": "Mean seconds until the first token of a stream.",
+    "shut": "1 while it is left alone because it keeps failing.",
+}
+"""The gauges of each endpoint."""
+
+LABELS = frozenset({"errors", "refused"})
+"""The entries of the counters that are labels, not paths."""
 
 SECONDS = tuple(2.0**power for power in range(-12, 8))
 """The upper bounds of the exposed buckets: powers of two from 0.24 ms to 128 s, at which our counts are exact."""
@@ -129,12 +151,15 @@ class Exporter(Collector):
                 yield CounterMetricFamily(f"whisper_fast_{path}", COUNTERS[path], value)
             else:
                 yield GaugeMetricFamily(f"whisper_fast_{path}", f"Engine.stats(): {path}.", value)
-        errors = CounterMetricFamily("whisper_fast_llm_errors", "Failed attempts, by error.", labels=["error"])
-        for name, number in stats.get("llm", {}).get("errors", {}).items():
-            errors.add_metric([name], number)
-        yield errors
+        errors = stats.get("llm", {}).get("errors", {})
+        yield labelled("whisper_fast_llm_errors", "Failed attempts, by error.", "error", errors)
+        refused = stats.get("refused", {})
+        yield labelled("whisper_fast_refused", "Messages refused, by what was short.", "reason", refused)
+        yield from endpoints(stats.get("llm", {}).get("endpoints", ()))
         if (record := self._record) is not None:
             yield histograms("whisper_fast_stage_seconds", "Seconds of each stage of a turn.", "stage", record.stages)
+            what = "Seconds until the reply, and of them the language model's and ours."
+            yield histograms("whisper_fast_reply_seconds", what, "part", record.replies)
             yield counters(
                 "whisper_fast_missing", "Components that an answer went without.", "component", record.missing
             )
@@ -152,6 +177,39 @@ class Exporter(Collector):
         yield count
         yield seconds
         yield GaugeMetricFamily("whisper_fast_http_in_flight", "HTTP requests under way.", self._requests.in_flight)
+
+
+def labelled(name: str, what: str, label: str, numbers: Mapping[str, float]) -> Metric:
+    metric = CounterMetricFamily(name, what, labels=[label])
+    for value, number in numbers.items():
+        metric.add_metric([value], number)
+    return metric
+
+
+def endpoints(found: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
+    """Yield what is known of each language model; two of one name get a number each."""
+    names = [f"{one['name']} {at}" if at else one["name"] for at, one in numbered(found)]
+    for key, what in ENDPOINT.items():
+        metric = GaugeMetricFamily(f"whisper_fast_llm_endpoint_{key}", what, labels=["endpoint"])
+        for name, one in zip(names, found, strict=True):
+            metric.add_metric([name], one["breaker"] != "closed" if key == "shut" else one[key])
+        yield metric
+    calls = CounterMetricFamily("whisper_fast_llm_endpoint_calls", "Attempts at an endpoint.", labels=["endpoint"])
+    failed = CounterMetricFamily("whisper_fast_llm_endpoint_errors", "Failed ones.", labels=["endpoint", "error"])
+    for name, one in zip(names, found, strict=True):
+        calls.add_metric([name], one["calls"])
+        for error, number in one["errors"].items():
+            failed.add_metric([name, error], number)
+    yield calls
+    yield failed
+
+
+def numbered(found: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield each with how many of its name stand before it."""
+    seen: Counter[str] = Counter()
+    for one in found:
+        yield seen[one["name"]], one
+        seen[one["name"]] += 1
 
 
 def loop(watch: LoopWatch) -> Iterator[Metric]:
@@ -183,12 +241,12 @@ def counters(name: str, what: str, label: str, family: Counters) -> Metric:
 
 
 def leaves(stats: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yield every number in nested counters, its path joined by underscores; `errors` is a label, not a path."""
+    """Yield every number in nested counters, its path joined by underscores; those of `LABELS` are none."""
     for name, value in stats.items():
         path = prefix + "".join(c if c.isalnum() and c.isascii() else "_" for c in str(name))
         if isinstance(value, (bool, int, float)):
             yield path, float(value)
-        elif isinstance(value, dict) and name != "errors":
+        elif isinstance(value, dict) and name not in LABELS:
             yield from leaves(value, f"{path}_")
 
 

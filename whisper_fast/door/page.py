@@ -1,4 +1,4 @@
-"""The chat page: three files of this package, sealed by a strict content security policy."""
+"""The chat page and the operations page: files of this package, sealed by a strict content security policy."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/chat.css": ("chat.css", "text/css; charset=utf-8"),
     "/chat.js": ("chat.js", "text/javascript; charset=utf-8"),
+    "/ops": ("ops.html", "text/html; charset=utf-8"),
+    "/ops.css": ("ops.css", "text/css; charset=utf-8"),
+    "/ops.js": ("ops.js", "text/javascript; charset=utf-8"),
+    "/look.css": ("look.css", "text/css; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 POLICY = (
@@ -35,7 +39,7 @@ HEADERS = {
 
 
 def routes() -> list[Route]:
-    """Return the routes of the page; its files are read once, here."""
+    """Return the routes of the pages; their files are read once, here."""
     return [served(path, *file) for path, file in FILES.items()]
 
 

@@ -96,6 +96,7 @@ class Server(uvicorn.Server):
         self.drain_seconds = drain_seconds
         self._end = NEVER
         self._answers = app.state.answers
+        self._viewers = app.state.viewers
         self._stop = stop
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -121,7 +122,8 @@ class Server(uvicorn.Server):
         self._answers.end()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the listener, wait for the answers, end those that take too long."""
+        """Close the listener, let nobody look any more, wait for the answers, end those that take too long."""
+        self._viewers.end()
         self._end = Deadline.after(self.drain_seconds)
         last = asyncio.get_running_loop().call_later(self.drain_seconds, self._answers.end)
         try:

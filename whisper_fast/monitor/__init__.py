@@ -4,5 +4,6 @@ from .budget import Budget
 from .loop import LoopWatch
 from .pressure import Gauge
 from .record import Record, Stage, Waterfall
+from .snapshot import Snapshots
 
-__all__ = ["Budget", "Gauge", "LoopWatch", "Record", "Stage", "Waterfall"]
+__all__ = ["Budget", "Gauge", "LoopWatch", "Record", "Snapshots", "Stage", "Waterfall"]

@@ -1,7 +1,9 @@
 """The record of all turns: a histogram for each stage, and the waterfalls of the latest and of the slowest.
 
 A stage is a lap of the way (`journal`, `lane`, `gather`, `llm`, `record`, `remember`), a component, or the wait for
-the `first_token`. Nothing that a user wrote is kept, and no user's name: a waterfall is found by its message's id.
+the `first_token`. What a user waited for, the `reply`, is split into `llm`, from the question to the last word, and
+`ours`: all the rest until the reply was on the disk. Nothing that a user wrote is kept, and no user's name: a
+waterfall is found by its message's id.
 """
 
 from __future__ import annotations
@@ -85,6 +87,15 @@ class Slowest:
             self._now, self._until = [], now + PERIOD
 
 
+def split(turn: Turn) -> dict[str, float]:
+    """Return the seconds until the reply was on the disk, and of them the model's and ours; {} if it is not there."""
+    if "record" not in turn.began:
+        return {}
+    reply = turn.began["record"] + turn.timings["record"] - turn.started
+    llm = min(turn.timings["llm"], reply)
+    return {"reply": reply, "llm": llm, "ours": reply - llm}
+
+
 def slowness(one: Waterfall) -> float:
     return -one.seconds
 
@@ -95,6 +106,7 @@ class Record:
     def __init__(self) -> None:
         self.loop = LoopWatch()
         self.stages = Histograms()
+        self.replies = Histograms()
         self.missing = Counters()
         self.errors = Counters()
         self._latest: deque[Waterfall] = deque(maxlen=LATEST)
@@ -104,7 +116,12 @@ class Record:
         """Take down a turn that was answered and remembered."""
         try:
             self.stages.observe_all(turn.timings)
-        except (TypeError, ValueError) as error:  # a component wrote into the timings: no reason to fail a message
+            self.replies.observe_all(split(turn))
+        except (
+            TypeError,
+            ValueError,
+            KeyError,
+        ) as error:  # a component wrote into the timings: no reason to fail a message
             self.failed(error)
             return
         for name in turn.partial:
