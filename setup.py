@@ -19,7 +19,7 @@ def extension(pyx: str) -> Extension:
         [pyx, *sources],
         include_dirs=["src"],
         depends=[*HEADERS, *sources],
-        extra_compile_args=["-O3", "-g0", "-fvisibility=hidden"],
+        extra_compile_args=["-O3", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"],
     )
 
 

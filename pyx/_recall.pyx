@@ -11,7 +11,7 @@ one after i in the same session:
     coverage(i)  sum of idf(t) max over k of fall(k) m(t, i+k),  divided by the sum of idf
     session(i)   BM25 (k1 1.2, b 0.5) of the whole session as one text, idf over sessions,  divided by the sum of idf
     cosine(i)    of the question's vector and the memory's, both less the mean of the user's memories; 0 where one of
-                 them is not 0.1 away from it
+                 them is not 0.1 away from it, and for a question whose vector is zero
     around(i)    sum over k != 0 of fall(k) cosine(i+k)
     reply(i)     the coverage of i-1 by its own terms, if it ends with a question mark
     date(i)      1 if the question names the month of i, 3 with its day as well
@@ -170,6 +170,9 @@ cdef class Question:
         self._take_rows(table, vector)
         self.ask.k = min(<size_t>k, self.ask.rows.count)
 
+    def __len__(self):
+        return self.ask.rows.count
+
     def __dealloc__(self):
         wf_table_release(self.ask.rows.table)
         free(self.vectors)
@@ -215,6 +218,7 @@ cdef class Question:
     cdef _take_rows(self, wf_rows *table, const float[::1] vector):
         """Hold the rows as they are now, and what is compared with them."""
         cdef size_t d = table.dimension, live = table.count - table.removed, j
+        cdef bint directed = False
         self.ask.rows = table[0]
         self.ask.rows.count = min(table.count, <size_t>len(self.postings))  # else an append is under way
         if table.table != NULL:
@@ -229,9 +233,11 @@ cdef class Question:
         for j in range(d):
             if not isfinite(vector[j]):
                 raise ValueError("the query holds a value that is not finite")
+            directed = directed or vector[j] != 0
             self.vectors[j] = vector[j]
             self.vectors[d + j] = <float>(table.sum[j] / live)
-        self.ask.vector, self.ask.mean = self.vectors, self.vectors + d
+        if directed:
+            self.ask.vector, self.ask.mean = self.vectors, self.vectors + d
 
 
 cdef list as_tuples(const wf_ask *ask):

@@ -120,6 +120,10 @@ cdef class Rows:
         cdef char *start = <char *>self.rows.table.packed + row * self.rows.stride
         return PyBytes_FromStringAndSize(start, <Py_ssize_t>self.rows.dimension), self.rows.table.scale[row]
 
+    def told(self, Py_ssize_t row):
+        self._check_row(row)
+        return self.rows.table.scope[row], self.rows.table.at[row]
+
     def remove(self, Py_ssize_t row):
         self._check_row(row)
         if self.rows.table.scope[row] != WF_REMOVED:
@@ -191,7 +195,7 @@ cdef class Rows:
 
     cdef int _grow(self) except -1:
         cdef size_t count = self.rows.count
-        cdef wf_table *larger = wf_table_grown(self.rows.table, count, count + count // 2 + 1, self.rows.stride)
+        cdef wf_table *larger = wf_table_grown(self.rows.table, count, count + count // 8 + 4, self.rows.stride)
         if larger == NULL:
             raise MemoryError(f"no memory for more than {self.rows.count} rows")
         wf_table_release(self.rows.table)

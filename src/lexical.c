@@ -16,30 +16,45 @@ int wf_postings_open(wf_postings *index)
 }
 
 /* The term's slot, or the free one where it belongs. */
-static wf_term *find(wf_term *slots, size_t mask, uint64_t hash)
+static uint32_t *find(const wf_postings *index, uint64_t hash)
 {
-    size_t i = (size_t)(hash ^ hash >> 32) & mask;
-    while (slots[i].log2 && slots[i].hash != hash)
-        i = (i + 1) & mask;
-    return &slots[i];
+    size_t i = (size_t)(hash ^ hash >> 32) & index->mask;
+    while (index->slots[i] && index->terms[index->slots[i] - 1].hash != hash)
+        i = (i + 1) & index->mask;
+    return &index->slots[i];
+}
+
+static int reserve_slots(wf_postings *index, size_t terms)
+{
+    size_t old = index->slots ? index->mask + 1 : 0, size = old ? old : 32;
+    while (terms * 3 > size * 2)
+        size *= 2;
+    if (size == old)
+        return 0;
+    uint32_t *slots = calloc(size, sizeof *slots);
+    if (!slots)
+        return -1;
+    free(index->slots);
+    index->slots = slots;
+    index->mask = size - 1;
+    for (size_t i = 0; i < index->used; i++)
+        *find(index, index->terms[i].hash) = (uint32_t)i + 1;
+    return 0;
 }
 
 int wf_postings_reserve(wf_postings *index, size_t terms)
 {
-    size_t old = index->slots ? index->mask + 1 : 0, size = old ? old : 64;
-    while ((index->used + terms) * 3 > size * 2)
-        size *= 2;
-    if (size == old)
-        return 0;
-    wf_term *slots = calloc(size, sizeof *slots);
-    if (!slots)
+    size_t needed = index->used + terms;
+    if (needed > WF_MAX_TERMS || reserve_slots(index, needed))
         return -1;
-    for (size_t i = 0; i < old; i++)
-        if (index->slots[i].log2)
-            *find(slots, size - 1, index->slots[i].hash) = index->slots[i];
-    free(index->slots);
-    index->slots = slots;
-    index->mask = size - 1;
+    if (needed <= index->capacity)
+        return 0;
+    size_t capacity = needed + needed / 8;
+    wf_term *list = realloc(index->terms, capacity * sizeof *list);
+    if (!list)
+        return -1;
+    index->terms = list;
+    index->capacity = capacity;
     return 0;
 }
 
@@ -59,12 +74,12 @@ static int lengthen(wf_postings *index, wf_term *term)
 
 int wf_postings_add(wf_postings *index, uint64_t hash, uint16_t word)
 {
-    wf_term *term = find(index->slots, index->mask, hash);
-    uint32_t row = (uint32_t)index->rows, *last;
-    if (!term->log2) {
-        *term = (wf_term){.hash = hash, .word = word, .log2 = 1};
-        index->used++;
+    uint32_t *slot = find(index, hash), row = (uint32_t)index->rows, *last;
+    if (!*slot) {
+        index->terms[index->used++] = (wf_term){.hash = hash, .word = word, .log2 = 1};
+        *slot = (uint32_t)index->used;
     }
+    wf_term *term = &index->terms[*slot - 1];
     last = term->count ? list_of(term) + term->count - 1 : NULL;
     if (last && *last >> 8 == row) {
         *last += (*last & 255) < 255;
@@ -79,7 +94,7 @@ int wf_postings_add(wf_postings *index, uint64_t hash, uint16_t word)
 int wf_postings_end_row(wf_postings *index, uint32_t length)
 {
     if (index->rows == index->row_capacity) {
-        size_t capacity = index->rows + index->rows / 2 + 16;
+        size_t capacity = index->rows + index->rows / 8 + 4;
         float *lengths = realloc(index->lengths, capacity * sizeof *lengths);
         if (!lengths)
             return -1;
@@ -108,9 +123,9 @@ static void take_out(wf_term *term, uint32_t row)
 
 void wf_postings_remove(wf_postings *index, uint32_t row)
 {
-    for (size_t i = 0; index->slots && i <= index->mask; i++)
-        if (index->slots[i].count)
-            take_out(&index->slots[i], row);
+    for (size_t i = 0; i < index->used; i++)
+        if (index->terms[i].count)
+            take_out(&index->terms[i], row);
     if (row < index->rows && index->lengths[row] >= 0.0f) {
         index->total -= (uint64_t)index->lengths[row];
         index->live--;
@@ -120,8 +135,8 @@ void wf_postings_remove(wf_postings *index, uint32_t row)
 
 const wf_term *wf_postings_find(const wf_postings *index, uint64_t hash)
 {
-    const wf_term *term = index->slots ? find(index->slots, index->mask, hash) : NULL;
-    return term && term->count ? term : NULL;
+    uint32_t slot = index->slots ? *find(index, hash) : 0;
+    return slot && index->terms[slot - 1].count ? &index->terms[slot - 1] : NULL;
 }
 
 void wf_postings_score(const wf_postings *index, uint64_t hash, double k1, double b, float *out)
@@ -142,14 +157,16 @@ void wf_postings_score(const wf_postings *index, uint64_t hash, double k1, doubl
 size_t wf_postings_bytes(const wf_postings *index)
 {
     size_t slots = index->slots ? (index->mask + 1) * sizeof *index->slots : 0;
-    return slots + index->far_bytes + index->row_capacity * sizeof *index->lengths;
+    size_t terms = index->capacity * sizeof *index->terms;
+    return slots + terms + index->far_bytes + index->row_capacity * sizeof *index->lengths;
 }
 
 void wf_postings_free(wf_postings *index)
 {
-    for (size_t i = 0; index->slots && i <= index->mask; i++)
-        if (index->slots[i].log2 > 1)
-            free(index->slots[i].list.far);
+    for (size_t i = 0; i < index->used; i++)
+        if (index->terms[i].log2 > 1)
+            free(index->terms[i].list.far);
+    free(index->terms);
     free(index->slots);
     free(index->lengths);
     pthread_rwlock_destroy(&index->lock);

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #define WF_MAX_POSTING_ROWS (1u << 24)
+#define WF_MAX_TERMS (1u << 30)
 
 /* A posting is row << 8 | count, the count capped at 255. Two of them, and most terms have no more, stand where the
  * pointer to a longer list would. */
@@ -18,7 +19,7 @@ typedef struct {
     } list;
     uint32_t count;
     uint16_t word;       /* its row in a table of word vectors, WF_NO_WORD for none */
-    uint8_t log2;        /* of the capacity; 0: this slot was never used, 1: the list stands here */
+    uint8_t log2;        /* of the capacity; 1: the list stands here */
 } wf_term;
 
 #define WF_NO_WORD UINT16_MAX
@@ -28,9 +29,12 @@ static inline const uint32_t *wf_list(const wf_term *term)
     return term->log2 > 1 ? term->list.far : term->list.here;
 }
 
+/* A compact dictionary: the terms stand side by side, and slots of four bytes say where. */
 typedef struct {
-    wf_term *slots;      /* open addressing, linear probing, at most two thirds full */
-    size_t mask, used;
+    wf_term *terms;
+    size_t used, capacity;
+    uint32_t *slots;     /* number of the term and 1, 0 if free; linear probing, at most two thirds full */
+    size_t mask;
     float *lengths;      /* terms of each row, negative once it is removed */
     size_t rows, row_capacity, live;
     uint64_t total;      /* terms of all live rows */

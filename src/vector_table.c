@@ -17,25 +17,26 @@ static size_t row_bytes(size_t stride)
 
 size_t wf_table_bytes(const wf_table *table)
 {
-    return padded(sizeof *table) + padded(table->capacity * row_bytes(table->stride));
+    size_t n = table->capacity;
+    return padded(sizeof *table) + n * table->stride + padded(n * sizeof *table->at) + padded(n * sizeof *table->scale) +
+           padded(n * sizeof *table->previous) + padded(n * sizeof *table->scope) + padded(n * sizeof *table->mark);
 }
 
-/* `capacity` is a multiple of 32, so each column starts on a cache line. */
+/* Each column starts on a cache line. */
 static void lay_out(wf_table *table)
 {
     size_t n = table->capacity;
     char *at = (char *)table + padded(sizeof *table);
     table->packed = (int8_t *)at;
     table->at = (double *)(at += n * table->stride);
-    table->scale = (float *)(at += n * sizeof(double));
-    table->previous = (uint32_t *)(at += n * sizeof(float));
-    table->scope = (uint32_t *)(at += n * sizeof(uint32_t));
-    table->mark = (uint16_t *)(at + n * sizeof(uint32_t));
+    table->scale = (float *)(at += padded(n * sizeof *table->at));
+    table->previous = (uint32_t *)(at += padded(n * sizeof *table->scale));
+    table->scope = (uint32_t *)(at += padded(n * sizeof *table->previous));
+    table->mark = (uint16_t *)(at + padded(n * sizeof *table->scope));
 }
 
 wf_table *wf_table_grown(const wf_table *old, size_t count, size_t capacity, size_t stride)
 {
-    capacity = (capacity + 31) & ~(size_t)31;
     if (capacity >= WF_NO_ROW || capacity > (SIZE_MAX / 2) / row_bytes(stride))
         return NULL;
     wf_table shape = {.references = 1, .capacity = capacity, .stride = stride};

@@ -149,13 +149,16 @@ class Oracle:
 
     def blurred(self):
         """Whether something lies so close to the mean that int8 decides what direction it has."""
-        if self.asking.vector is None or not self.seen:
+        if not self.directed() or not self.seen:
             return False
         compared = [self.asking.vector, *(unit(self.turns[i].vector) for i in self.seen)]
         return any(0.05 < np.linalg.norm(self.from_mean(vector)) < 0.2 for vector in compared)
 
+    def directed(self):
+        return self.asking.vector is not None and self.asking.vector.any()
+
     def cosine(self, i):
-        if self.asking.vector is None or i not in self.asking.how.get("only", [i]):
+        if not self.directed() or i not in self.asking.how.get("only", [i]):
             return 0.0
         row, asked = self.from_mean(unit(self.turns[i].vector)), self.from_mean(self.asking.vector)
         if not self.turns[i].vector.any() or min(np.linalg.norm(row), np.linalg.norm(asked)) < 0.1:

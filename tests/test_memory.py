@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from hashing import DIMENSION, HashEmbedder
 
 from whisper_fast.errors import InvalidMessage, SettingsError, StoreError, StoreLocked
 from whisper_fast.lab.locomo import conversations
-from whisper_fast.memory import MemoryStore, Recalled, store
+from whisper_fast.memory import MemoryStore, Recalled, recalling
 from whisper_fast.memory.scopes import may_see
+from whisper_fast.store.sqlite import Database
 
 
 @pytest.fixture
@@ -206,8 +208,47 @@ async def test_recall_many_embeds_once_and_keeps_the_order(memory, embedder):
 async def test_a_large_segment_is_asked_in_a_thread_with_the_same_answer(memory, monkeypatch):
     await memory.add_many("ada", [f"thing {i} of {i % 7}" for i in range(300)])
     inline = await memory.recall("ada", "thing 41")
-    monkeypatch.setattr(store, "INLINE_ROWS", 10)
+    monkeypatch.setattr(recalling, "INLINE_ROWS", 10)
     assert await memory.recall("ada", "thing 41") == inline
+
+
+async def test_questions_that_come_together_share_a_call_with_the_same_answers(memory):
+    for user in ("ada", "bob"):
+        await memory.add_many(user, [f"{user} has thing {i} of {i % 7}" for i in range(30)])
+    asked = [(user, f"thing {i}") for i in range(20) for user in ("ada", "bob")]
+    alone = [await memory.recall(*question) for question in asked]
+    before = memory.stats()["recalling"]["calls"]
+    assert await memory.recall_many(asked) == alone
+    assert memory.stats()["recalling"]["calls"] - before == 3  # of at most sixteen
+
+
+async def test_batching_switched_off_answers_each_question_alone(tmp_path, embedder):
+    batching = True
+    async with AsyncExitStack() as stack:
+        database = await Database.open(tmp_path)
+        stack.push_async_callback(database.close)
+        memory = MemoryStore(database, embedder, batching=lambda: batching)
+        stack.push_async_callback(memory.close)
+        await memory.add_many("ada", ["red apple", "green pear"])
+        asked = [("ada", "apple"), ("ada", "pear")]
+        together = await memory.recall_many(asked)
+        batching = False
+        assert await memory.recall_many(asked) == together
+        stats = memory.stats()["recalling"]
+    assert (stats["batches"], stats["direct"]) == (1, 2)
+
+
+async def test_who_stops_waiting_for_a_recall_disturbs_nobody(memory, monkeypatch):
+    monkeypatch.setattr(recalling, "INLINE_ROWS", 10)
+    await memory.add_many("ada", [f"thing {i}" for i in range(30)])
+    expected = await memory.recall("ada", "thing 7")
+    tasks = [asyncio.create_task(memory.recall("ada", "thing 7")) for _ in range(5)]
+    for tick in range(4):
+        await asyncio.sleep(0)
+        tasks[tick].cancel()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert found[4] == expected
+    assert memory.stats()["recalling"]["waiting"] == 0
 
 
 # --- taking away ----------------------------------------------------------------------------------------------------

@@ -53,6 +53,8 @@ class Question:
         only: NDArray[np.uint32] | None = None,
         path: str | None = None,
     ) -> Question: ...
+    def __len__(self) -> int:
+        """Rows of which it is asked."""
 
 def recall(questions: list[Question], /, *, threads: int = 1) -> list[list[tuple[int, float]]]:
     """Answer each question with its (row, score), best first; questions to many rows run without the GIL."""

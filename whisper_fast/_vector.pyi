@@ -17,7 +17,8 @@ class Rows:
 
     A vector is brought to unit length and quantised symmetrically: `packed = round(127 * x / max|x|)`,
     `x ~ packed * scale`. Beside it stand a scope (0 to 4,294,967,294), a time in seconds and the row
-    said before it in the same session. Every scan path gives the same integers, hence scores equal to the last bit.
+    said last before it in the same session. Every scan path gives the same integers, hence scores equal to the last
+    bit.
 
     A vector is float32 [dimension]; one with a value that is not finite is refused with ValueError, and so is
     everything else that does not fit. Questions may run in other threads while rows are appended.
@@ -62,6 +63,8 @@ class Rows:
         """Add a row as `packed` gave it."""
     def packed(self, row: int) -> tuple[bytes, float]:
         """Return a row's int8 values and its scale, to be stored. Raises IndexError for a row that never was."""
+    def told(self, row: int) -> tuple[int, float]:
+        """Return a row's scope, 4,294,967,295 once it is removed, and time. Raises IndexError as `packed` does."""
     def remove(self, row: int) -> None:
         """Hide a row for ever. Raises IndexError for a row that never was."""
     def top_k(

@@ -117,6 +117,7 @@ class Engine:
             self.embedder,
             embed=self._batcher.submit_many,
             cache_bytes=settings.memory_cache_bytes,
+            batching=lambda: self.flags.batching,
             caching=lambda: self.flags.caching,
             ann=lambda: self.flags.ann,
             ann_rows=settings.ann_rows,

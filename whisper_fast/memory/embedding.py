@@ -48,6 +48,14 @@ class Embedding:
             return np.empty((0, self.embedder.dimension), np.float32)
         return checked(await self._through(texts), len(texts), self.embedder)
 
+    async def question(self, text: str) -> NDArray[np.float32]:
+        """Return the vector of one text, as `questions` does."""
+        known = self._questions.get(text) if self._caching() else None
+        if known is not None:
+            return known
+        [vector] = await self.questions([text])
+        return vector
+
     async def questions(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
         """Return a vector a text, read-only; one that was asked lately is not embedded again."""
         if not self._caching():

@@ -21,7 +21,7 @@ METADATA_BYTES: Final = 64 << 10
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
-class Item(msgspec.Struct, frozen=True, kw_only=True):
+class Item(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What is stored of a memory beside its vector; `metadata` is JSON, `at` in epoch seconds."""
 
     text: str

@@ -11,7 +11,7 @@ from .index import Content
 from .item import Item
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     import apsw
 
@@ -124,15 +124,13 @@ def insert(connection: apsw.Connection, user: str, embedder: int, item: Item, ve
     return number, True
 
 
-def select(connection: apsw.Connection, user: str, embedder: Embedder) -> list[Stored]:
-    """Return all memories of `user` in the order in which they were stored."""
+def select(connection: apsw.Connection, user: str, embedder: Embedder) -> Iterator[Stored]:
+    """Yield all memories of `user` in the order in which they were stored."""
     sql = f"""SELECT memory.vector, scale, name = ? AND length(memory.vector) = ?, {prefixed()}
               FROM memory JOIN embedder ON embedder.id = memory.embedder WHERE user = ? ORDER BY memory.id"""  # noqa: S608
     found = connection.execute(sql, (embedder.name, embedder.dimension, user))
-    return [
-        Stored(columns[0], item_of(columns[1:]), Vector(packed, scale) if current else None)
-        for packed, scale, current, *columns in found
-    ]
+    for packed, scale, current, number, *columns in found:
+        yield Stored(number, item_of(columns), Vector(packed, scale) if current else None)
 
 
 def page(connection: apsw.Connection, user: str, after: int, size: int) -> list[tuple[int, Item]]:

@@ -38,7 +38,8 @@ __all__ = ["Segment", "item_terms"]
 PAUSE: Final = 30 * 60.0  # seconds of silence that end a session
 TERM_CHARACTERS: Final = 64 << 10  # of one text are searched by words
 SEGMENT_BYTES: Final = 1500  # Python's own, of an empty segment
-ITEM_BYTES: Final = 88  # and of a memory: an id, a time, a tuple and its place in the list
+ITEM_BYTES: Final = 18  # and of a memory beside its text: an id and a place in the list
+METADATA_BYTES: Final = 100
 SESSION_BYTES: Final = 200
 NEAR: Final = 200  # memories that an index proposes, and as many by words: twenty times what a turn recalls
 MOST_SPEAKERS: Final = (1 << 15) - 1
@@ -53,8 +54,8 @@ class Segment:
     """The memories of one user in the order in which they were stored."""
 
     __slots__ = (
-        "_at", "_bytes", "_highest", "_ids", "_items", "_last",
-        "_postings", "_rising", "_rows", "_scopes", "_speakers",
+        "_bytes", "_highest", "_ids", "_last", "_metadata",
+        "_postings", "_rising", "_rows", "_scopes", "_speakers", "_texts",
     )  # fmt: skip
 
     def __init__(self, dimension: int) -> None:
@@ -63,9 +64,9 @@ class Segment:
         self._ids = array("q")
         self._highest = 0
         self._rising = True
-        self._at = array("d")
-        self._items: list[tuple[str, bytes | None, str] | None] = []  # text, metadata, scope; None once deleted
-        self._scopes: dict[str, int] = {}
+        self._texts: list[str | None] = []  # None once deleted
+        self._metadata: dict[int, bytes] = {}  # row -> JSON
+        self._scopes: dict[str, int] = {}  # in the order of their numbers
         self._speakers: dict[str, int] = {}  # 0 is nobody
         self._last: dict[tuple[str, str | None], int] = {}  # (scope, session) -> its newest row
         self._bytes = SEGMENT_BYTES
@@ -99,11 +100,12 @@ class Segment:
         self._ids.append(number)
         self._rising = self._rising and number > self._highest
         self._highest = max(self._highest, number)
-        self._at.append(item.at)
-        self._items.append((item.text, item.metadata, item.scope))
+        self._texts.append(item.text)
         self._last[item.scope, item.session] = row
-        self._bytes += ITEM_BYTES + getsizeof(item.text) + getsizeof(item.metadata)
-        self._bytes += SESSION_BYTES if previous < 0 else 0
+        self._bytes += ITEM_BYTES + getsizeof(item.text) + (SESSION_BYTES if previous < 0 else 0)
+        if item.metadata is not None:
+            self._metadata[row] = item.metadata
+            self._bytes += METADATA_BYTES + getsizeof(item.metadata)
         # Last: a recall in another thread sees as many rows as have postings.
         self._postings.append([stem for stem, _ in found], [word for _, word in found])
 
@@ -111,9 +113,9 @@ class Segment:
         """Hide a memory for ever."""
         row = self._row(number)
         if row is not None:
+            self._texts[row] = None  # first: whoever recalls in another thread finds a scope for each text
             self._rows.remove(row)
             self._postings.remove(row)
-            self._items[row] = None
 
     def recall(self, query: str, vector: NDArray[np.float32] | None, k: int, scope: str) -> list[Recalled]:
         """Return the `k` memories that fit best of those that `scope` may see, best first; see `_recall`.
@@ -136,19 +138,17 @@ class Segment:
         With `only`, the other rows are not compared with `vector`; they count as of average cosine.
         """
         asked = Asked.of(query, self._speakers)
-        dense = vector if vector is not None and vector.any() else None
-        if not asked.terms and dense is None:
+        if not asked.terms and (vector is None or not vector.any()):
             return None
-        allowed = bytes(may_see(scope, told) for told in tuple(self._scopes))
         return Question(
             self._rows,
             self._postings,
             words(),
             asked.terms,
             asked.numbers,
-            dense,
+            vector,
             k,
-            allowed,
+            self._allowed(scope),
             months=asked.months,
             days=asked.days,
             speaker=asked.speaker,
@@ -170,7 +170,8 @@ class Segment:
         proposed = {row for number in near[0].tolist() if (row := self._row(number)) is not None}
         proposed.update(self._wordy(query), behind)
         only = np.fromiter(sorted(row for row in proposed if row < len(self._postings)), np.uint32)
-        seen = sum(1 for row in only if (item := self._items[row]) and may_see(scope, item[2]))
+        allowed = self._allowed(scope)
+        seen = sum(1 for row in only.tolist() if self._texts[row] is not None and allowed[self._rows.told(row)[0]])
         question = self.question(query, vector, k, scope, only)
         return None if seen < k or question is None else self.recalled(recall([question])[0])
 
@@ -185,18 +186,24 @@ class Segment:
         return found
 
     def _newest(self, k: int, scope: str) -> list[Recalled]:
-        visible = [(self._at[row], row) for row, item in enumerate(self._items) if item and may_see(scope, item[2])]
+        allowed, told = self._allowed(scope), map(self._rows.told, range(len(self._texts)))
+        visible = [(at, row) for row, (number, at) in enumerate(told) if number < len(allowed) and allowed[number]]
         return self.recalled((row, 0.0) for _, row in sorted(visible, reverse=True)[:k])
 
     def recalled(self, hits: Iterable[tuple[int, float]]) -> list[Recalled]:
         """Return the memories of (row, score)."""
-        found = []
+        found, scopes = [], tuple(self._scopes)
         for row, score in hits:
-            if item := self._items[row]:  # else deleted while another thread looked for it
-                text, packed, scope = item
+            scope, at = self._rows.told(row)
+            if (text := self._texts[row]) is not None:  # else deleted while another thread looked for it
+                packed = self._metadata.get(row)
                 metadata = None if packed is None else msgspec.json.decode(packed)
-                found.append(Recalled(self._ids[row], text, score, self._at[row], scope, metadata))
+                found.append(Recalled(self._ids[row], text, score, at, scopes[scope], metadata))
         return found
+
+    def _allowed(self, scope: str) -> bytes:
+        """Return a byte a scope's number: whether what was told there may be seen from `scope`."""
+        return bytes([may_see(scope, told) for told in tuple(self._scopes)])
 
     def _row(self, number: int) -> int | None:
         if number > self._highest:
@@ -211,6 +218,6 @@ class Segment:
 
     def _previous(self, session: tuple[str, str | None], at: float) -> int:
         row = self._last.get(session, -1)
-        if row >= 0 and session[1] is None and abs(at - self._at[row]) > PAUSE:
+        if row >= 0 and session[1] is None and abs(at - self._rows.told(row)[1]) > PAUSE:
             return -1
         return row

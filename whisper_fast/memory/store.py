@@ -10,6 +10,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import msgspec
+
 from ..cache import Cache
 from ..errors import InvalidMessage, WhisperFastError
 from ..message import Recalled, checked_user
@@ -23,6 +25,7 @@ from .embedding import Embedding, checked
 from .indexing import Indexing
 from .item import Item, as_item, checked_question
 from .pending import Pending
+from .recalling import Recalling
 from .reembedding import Reembedding
 from .segment import TERM_CHARACTERS, Segment, item_terms
 from .words import words
@@ -45,9 +48,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CACHE_BYTES: Final = 256 << 20
-INLINE_ROWS: Final = 20_000  # a recall over more goes to a thread: it would hold the loop for over a millisecond
 INLINE_CHARACTERS: Final = 16_384  # so many characters are cut into terms on the loop, in about a millisecond
-INLINE_LOADED: Final = 8  # so few memories are made a segment on the loop
 ANN_ROWS: Final = 1_000_000  # benches/bench_index.py: below 200,000 a whole recall is not quicker through hnswlib
 INLINE_ITEMS: Final = 256  # so many memories are checked and shown on the loop; a longer list is read back instead
 PAGE: Final = 500  # memories read at a time by an export
@@ -58,6 +59,7 @@ class MemoryStore:
 
     embed        `await embed(texts)` in place of `embedder.embed`, say through a batcher
     cache_bytes  how much the segments of all users may take in memory together
+    batching     whether questions that come together are answered together; asked each time
     caching      whether segments and vectors of questions are kept; asked each time
     ann          whether users with `ann_rows` memories or more are searched through hnswlib; asked each time
 
@@ -72,6 +74,7 @@ class MemoryStore:
         *,
         embed: Callable[[Sequence[str]], Awaitable[Any]] | None = None,
         cache_bytes: float = CACHE_BYTES,
+        batching: Callable[[], bool] = lambda: True,
         caching: Callable[[], bool] = lambda: True,
         ann: Callable[[], bool] = lambda: True,
         ann_rows: int = ANN_ROWS,
@@ -82,6 +85,7 @@ class MemoryStore:
         self._caching = caching
         self._cache: Cache[str, Segment] = Cache(cache_bytes, weigher=attrgetter("nbytes"))
         self._changes = 0  # how often something was taken away: what was prepared before is not shown, but read again
+        self._recalling = Recalling(batching)
         self._writes: set[asyncio.Task[Any]] = set()
         self._indexing = Indexing(database, embedder, at_least=ann_rows, max_bytes=cache_bytes, enabled=ann)
         self._reembedding = Reembedding(database, self._embed, self._renewed)
@@ -120,6 +124,7 @@ class MemoryStore:
         """Store what was handed in, and end what goes on in the background; the next start takes it up."""
         await self._reembedding.close()
         await self.settle()
+        await self._recalling.close()
         await self._indexing.close()
 
     async def reembedded(self) -> dict[str, Any]:
@@ -204,7 +209,7 @@ class MemoryStore:
         if not k or not segment:
             return []
         if vector is None:
-            [vector] = await self._embed.questions([query])
+            vector = await self._embed.question(query)
         else:
             vector = checked([vector], 1, self._embedder)[0] if len(vector) else None
         return await self._ask(user, segment, query, vector, k, scope)
@@ -285,6 +290,7 @@ class MemoryStore:
             "misses": cache.misses,
             "loads": cache.loads,
             "evictions": cache.evictions,
+            "recalling": msgspec.to_builtins(self._recalling.stats()),
             "index": self._indexing.stats(),
             "reembedding": self._reembedding.stats(),
         }
@@ -292,10 +298,12 @@ class MemoryStore:
     async def _ask(
         self, user: str, segment: Segment, query: str, vector: NDArray[np.float32] | None, k: int, scope: str
     ) -> list[Recalled]:
-        index = self._indexing.of(user, len(segment)) if vector is not None and vector.any() else None
-        if index is not None or segment.rows > INLINE_ROWS or len(query) > INLINE_CHARACTERS:
-            return await asyncio.to_thread(answer, segment, query, vector, k, scope, index)
-        return answer(segment, query, vector, k, scope)
+        index = self._indexing.of(user, len(segment)) if vector is not None else None
+        if index is None and len(query) <= INLINE_CHARACTERS:
+            question = segment.question(query, vector, k, scope)
+            if question is not None:
+                return segment.recalled(await self._recalling(question, user))
+        return await asyncio.to_thread(answer, segment, query, vector, k, scope, index)
 
     async def _vectors(self, texts: list[str]) -> NDArray[np.float32] | None:
         """Return the vectors of memories; None where the embedder may answer later: they are stored without."""
@@ -319,10 +327,7 @@ class MemoryStore:
         return await self._cache.get_or_load(user, self._load)
 
     async def _load(self, user: str) -> Segment:
-        stored = await self._database.read(partial(rows.select, user=user, embedder=self._embedder))
-        if len(stored) <= INLINE_LOADED:
-            return built(self._embedder.dimension, stored)
-        return await asyncio.to_thread(built, self._embedder.dimension, stored)
+        return await self._database.read(partial(built, user=user, embedder=self._embedder))
 
     async def _write(self, job: Callable[[apsw.Connection], T], then: Callable[[T], None]) -> T:
         """Run a write job, and `then` once it is on the disk, even if the caller stops waiting."""
@@ -365,16 +370,19 @@ def answer(
     scope: str,
     index: Index | None = None,
 ) -> list[Recalled]:
-    if index is not None and vector is not None:
+    if index is not None and vector is not None and vector.any():
         found = segment.recall_near(query, vector, k, scope, index)
         if found is not None:
             return found
     return segment.recall(query, vector, k, scope)
 
 
-def built(dimension: int, stored: list[rows.Stored]) -> Segment:
-    """Return a segment of stored memories; what another embedder knew is found by its words until it is renewed."""
-    segment = Segment(dimension)
-    for number, item, vector in stored:
+def built(connection: apsw.Connection, user: str, embedder: Embedder) -> Segment:
+    """Return the segment of a user; what another embedder knew is found by its words until it is renewed.
+
+    Each memory goes from the cursor into the segment: a list of them all would wake the garbage collector.
+    """
+    segment = Segment(embedder.dimension)
+    for number, item, vector in rows.select(connection, user, embedder):
         segment.append(number, item, vector or rows.NO_VECTOR, item_terms(item))
     return segment
