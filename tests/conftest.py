@@ -25,7 +25,8 @@ def remembered(factory):
 
 
 def pytest_asyncio_loop_factories(config, item):
-    return {name: remembered(factory) for name, factory in LOOPS.items()}
+    one = item.get_closest_marker("one_loop") and not config.getoption("--soak")
+    return {name: remembered(factory) for name, factory in LOOPS.items() if name == "uvloop" or not one}
 
 
 def pytest_addoption(parser):

@@ -45,6 +45,7 @@ class BatcherStats(msgspec.Struct, frozen=True):
     waited (padding), nothing ran (idle), or an item had waited `max_wait` (linger); `direct` are calls of one item
     while batching was off. `calls` counts every call of the function, those that look for the item at fault included.
     `padded` is the share of padding in what the function was given, where lengths are known.
+    Now `waiting` items wait, and `serving` are in the `running` batches or alone.
     """
 
     items: int
@@ -59,6 +60,7 @@ class BatcherStats(msgspec.Struct, frozen=True):
     waiting: int
     running: int
     padded: float
+    serving: int
 
 
 class MicroBatcher(Generic[T, R]):
@@ -123,6 +125,26 @@ class MicroBatcher(Generic[T, R]):
         self._released = {"full": 0, "cost": 0, "padding": 0, "idle": 0, "linger": 0, "direct": 0}
         self._items = self._calls = 0
 
+    @property
+    def max_wait(self) -> float:
+        """Seconds that an item waits at most for the batch before it; may be changed while it runs."""
+        return self._max_wait
+
+    @max_wait.setter
+    def max_wait(self, seconds: float) -> None:
+        if not seconds >= 0:
+            raise ValueError(f"max_wait is {seconds!r}; it must be at least 0 seconds")
+        self._max_wait = seconds
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._linger_later()
+
+    @property
+    def max_concurrent(self) -> int:
+        """Batches that may run at once."""
+        return self._max_concurrent
+
     # ---- for callers
 
     async def submit(self, item: T, *, user: object = None, priority: int = 0, timeout: float | None = None) -> R:
@@ -182,6 +204,7 @@ class MicroBatcher(Generic[T, R]):
             waiting=len(self._queue),
             running=self._running,
             padded=self._queue.padded if isinstance(self._queue, Buckets) else 0.0,
+            serving=sum(map(len, self._tasks.values())),
             **self._released,
         )
 

@@ -113,6 +113,11 @@ class Cache(Table[K, V]):
         resizing.begin()
         return resizing
 
+    @property
+    def loading(self) -> int:
+        """How many loads are under way."""
+        return len(self._loading)
+
     async def _load(self, key: K, loader: Callable[..., Awaitable[V] | V]) -> V:
         flight: Flight | None = self._loading.get(key)
         if flight is None and (found := self._peek(key, MISSING)) is not MISSING:

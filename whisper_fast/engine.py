@@ -22,8 +22,7 @@ from .executor import Executor
 from .flags import Flags
 from .journal import Journal, last
 from .lanes import Lanes
-from .llm import LLMPool
-from .llm.discovery import discover, fallbacks
+from .llm.chosen import chosen_pool
 from .llm.packing import Classifier
 from .memory import MemoryStore
 from .message import Message, Turn, checked_id, checked_user
@@ -31,7 +30,7 @@ from .models.chosen import chosen_embedder, close_embedder
 from .models.classifiers import EMOTION, LLMEmotion
 from .models.embedder import bounds
 from .models.emotion import VaderEmotion
-from .monitor import Budget, Gauge, Record
+from .monitor import Budget, Finder, Gauge, Parts, Probe, Record
 from .outbox import Outbox
 from .pipeline import Pipeline
 from .preload import Preload
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
     from pathlib import Path
 
-    from .llm import Endpoint
+    from .llm import Endpoint, LLMPool
     from .llm.completion import ChatProvider
     from .message import Reply
     from .models.embedder import Embedder
@@ -174,6 +173,27 @@ class Engine:
             conversations=self._conversations,
             record=self.record,
         )
+        self._finder = self._make_finder(self.record) if settings.bottleneck_detection_enabled else None
+
+    def _make_finder(self, record: Record | None) -> Finder | None:
+        """Make what finds the part that limits; without the record nothing is found."""
+        if record is None:
+            return None
+        parts = Parts(
+            lanes=self._lanes,
+            database=self._database,
+            executor=self._executor,
+            pipeline=self._pipeline,
+            llm=self.llm,
+            budget=self._budget,
+            record=record,
+            probe=Probe(record.loop),
+            batchers={"embedding": self._batcher},
+            caches={"recall": self.memory.caches()["segments"], "conversation": self._conversations.cache},
+            retrying=lambda: len(self._turns.recovery),
+            sending=lambda: self._outbox.sending,
+        )
+        return Finder(parts)
 
     @classmethod
     @asynccontextmanager
@@ -197,7 +217,7 @@ class Engine:
             database = await cls.database.open(settings.data_dir)
             stack.push_async_callback(database.close)
             flags = Flags(settings)
-            pool, description = await pool_for(llm, settings, flags)
+            pool, description = await chosen_pool(llm, settings, flags)
             if pool is not llm:  # a pool that was handed in belongs to whoever made it
                 stack.push_async_callback(pool.close)
             if embedder is None:
@@ -217,6 +237,8 @@ class Engine:
                 engine.record.loop.start()
             if engine.watched:
                 engine._beside(engine._budget.run(), "memory budget")
+            if engine._finder is not None and engine.watched:
+                engine._beside(engine._finder.run(), "bottleneck")
             await engine._turns.recovery.start()  # last: its turns run with what the caller registers at once
             yield engine
 
@@ -296,6 +318,7 @@ class Engine:
             "preload": self._preload.stats(),
             "budget": self._budget.stats(),
             **({"loop": self.record.loop.stats()} if self.record is not None else {}),
+            **({"bottleneck": self._finder.stats()} if self._finder is not None else {}),
             **({"redis": self._shared.stats()} if self._shared is not None else {}),
             **({"emotion": self._judge.stats()} if self._judge is not None else {}),
         }
@@ -467,26 +490,3 @@ class Engine:
         if self.record is not None:
             self.record.loop.stop()
         self._claims.close()
-
-
-async def pool_for(
-    llm: LLMPool | ChatProvider | Endpoint | None, settings: Settings, flags: Flags
-) -> tuple[LLMPool, str]:
-    """Return the pool for what was given, and a sentence that says which model answers."""
-    if isinstance(llm, LLMPool):
-        return llm, "the pool that was handed in"
-    if llm is None:
-        llm, description = await discover(settings)
-    else:
-        description = f"{llm!r}"
-    pool = LLMPool(
-        [llm, *fallbacks(settings)],
-        max_concurrent=settings.max_concurrent_requests,
-        timeout=settings.llm_request_timeout,
-        queue_timeout=settings.llm_queue_timeout,
-        order=settings.llm_order,
-        adaptive=lambda: flags.adaptive,
-        hedging=lambda: flags.hedging,
-        coalescing=lambda: flags.batching,
-    )
-    return pool, description

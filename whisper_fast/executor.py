@@ -6,7 +6,7 @@ import asyncio
 from inspect import iscoroutinefunction
 from time import perf_counter
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from .processes import Processes
 
-__all__ = ["Executor", "ExecutorStats", "FunctionStats", "Kind", "coroutine_function"]
+__all__ = ["Executor", "ExecutorStats", "FunctionStats", "Kind", "Load", "coroutine_function"]
 
 T = TypeVar("T")
 Kind = Literal["auto", "inline", "thread", "process"]
@@ -41,6 +41,15 @@ class FunctionStats(msgspec.Struct, frozen=True):
     calls: int
     wall: float
     cpu: float
+
+
+class Load(NamedTuple):
+    """A pool at this moment: how many workers it may have, calls that run and wait, and those it has ended so far."""
+
+    size: int
+    busy: int
+    waiting: int
+    done: int
 
 
 class ExecutorStats(msgspec.Struct, frozen=True):
@@ -127,6 +136,20 @@ class Executor:
             self._process_count = processes
             if self._processes is not None:
                 self._processes.resize(processes)
+
+    @property
+    def threads(self) -> Load:
+        """What the threads have to do now."""
+        pool = self._threads
+        return Load(pool.size, pool.busy, pool.waiting, pool.done)
+
+    @property
+    def processes(self) -> Load:
+        """What the worker processes have to do now."""
+        pool = self._processes
+        if pool is None:
+            return Load(self._process_count, 0, 0, 0)
+        return Load(pool.size, pool.busy, pool.waiting, pool.done)
 
     def warm(self) -> None:
         """Start all worker processes now, without waiting for them."""

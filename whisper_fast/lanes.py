@@ -143,6 +143,7 @@ class Lanes:
         self._admission = Admission(max_wait)
         self._lanes: dict[str, deque[Place]] = {}
         self._queue = FairQueue()
+        self._longest: deque[Place] = deque()
         self._settled = asyncio.Event()
         self._settled.set()
         self.closed = False
@@ -156,6 +157,21 @@ class Lanes:
     def waiting(self) -> int:
         """How many users' turns wait for a slot."""
         return len(self._queue)
+
+    @property
+    def users(self) -> int:
+        """How many users have a place."""
+        return len(self._lanes)
+
+    @property
+    def longest(self) -> int:
+        """How many places a user has who has the most, or nearly so: a lane is looked at when it grows."""
+        return len(self._longest)
+
+    @property
+    def slots(self) -> int:
+        """How many turns may run at once."""
+        return self._slots()
 
     def enter(
         self,
@@ -181,6 +197,8 @@ class Lanes:
         self._settled.clear()
         lane = self._lanes.setdefault(user, deque())
         lane.insert(len(lane) if behind is None else lane.index(behind) + 1, place)
+        if len(lane) > len(self._longest):
+            self._longest = lane
         return place
 
     @property

@@ -61,6 +61,7 @@ class Outbox:
         self._flushing: list[asyncio.Lock] = []  # by the place of a name; two at a time would send what is held twice
         self._again = Retries(self._flush)
         self.sent = 0
+        self.sending = 0  # replies that a sender has now
 
     def __contains__(self, platform: str) -> bool:
         return platform in self._senders
@@ -84,6 +85,7 @@ class Outbox:
         sender = self._senders[message.platform]
         number = nonce(message.platform, message.channel, message.user, message.id)
         out = Outgoing(message.platform, message.channel, message.user, message.id, reply, number, again)
+        self.sending += 1
         try:
             async with asyncio.timeout(SEND_SECONDS):
                 await sender.send(out)
@@ -92,6 +94,8 @@ class Outbox:
             if sender.deduplicates and not again:
                 self._again.later(self._names.index(message.platform), failures=1)
             return False
+        finally:
+            self.sending -= 1
         self.sent += 1
         return True
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+from collections import Counter
 from graphlib import CycleError, TopologicalSorter
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from . import clock
@@ -27,6 +29,7 @@ __all__ = ["Pipeline"]
 
 log = logging.getLogger(__name__)
 
+SEEN = 256  # turns that `gathering` looks at
 STRAGGLER_SECONDS = 5.0  # how long close() waits for a component that ignores its cancellation
 
 
@@ -41,11 +44,26 @@ class Pipeline:
         self._dependents: dict[str, tuple[Component, ...]] = {}
         self._eager = Eager()
         self._stragglers: set[asyncio.Task[Any]] = set()
+        self._fans: set[Fan] = set()  # of turns that wait for a component
+        self._sequential: Counter[str] = Counter()  # turns that are at a component, one after the other
 
     @property
     def components(self) -> tuple[Component, ...]:
         """All components, each behind those that it needs."""
         return tuple(self._components.values())
+
+    def gathering(self) -> dict[str, float]:
+        """Return how many turns wait for each component; one that waits for several is shared among them.
+
+        Of very many turns a part is looked at.
+        """
+        found: dict[str, float] = {name: float(turns) for name, turns in self._sequential.items() if turns}
+        seen = list(islice(self._fans, SEEN))
+        each = len(self._fans) / len(seen) if seen else 0.0
+        for fan in seen:
+            for component, _ in fan.running.values():
+                found[component.name] = found.get(component.name, 0.0) + each / len(fan.running)
+        return found
 
     def add(self, component: Component) -> None:
         """Add a component, or replace the one of that name. Raises SettingsError if it needs one that is missing."""
@@ -70,7 +88,11 @@ class Pipeline:
                 await fan.rest()
         else:
             for component in self._components.values():
-                await self._alone(component, turn)
+                self._sequential[component.name] += 1
+                try:
+                    await self._alone(component, turn)
+                finally:
+                    self._sequential[component.name] -= 1
 
     async def close(self) -> None:
         """End what is left of components that ignored their deadline."""
@@ -190,9 +212,11 @@ class Fan:
         """Wait until every component has finished or is past its deadline."""
         self.done = asyncio.get_running_loop().create_future()
         self.set_timer()
+        self.pipeline._fans.add(self)
         try:
             await self.done
         finally:
+            self.pipeline._fans.discard(self)
             if self.timer is not None:
                 self.timer.cancel()
             for task in self.running:  # only when the turn itself was cancelled

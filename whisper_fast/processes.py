@@ -79,6 +79,7 @@ class Processes:
         self.deaths = 0  # workers that died on their own
         self.killed = 0  # workers that were killed at a call's timeout
         self.recycled = 0  # workers that had held too much memory
+        self.done = 0  # calls that a worker has answered
         self._memory = memory
         self._max_waiting = max_waiting
         self._numbers = count(1)
@@ -248,6 +249,7 @@ class Processes:
         call = link.call
         if call is not None:
             call.wall = wall
+            self.done += 1
         if self._killers and call is not None:
             self._killers.pop(call.digest(), None)  # it can be done after all
         if call is not None and not call.future.done():

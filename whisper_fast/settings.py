@@ -110,6 +110,7 @@ class Settings(BaseSettings):
 
     # what is measured and what can be switched off
     performance_monitoring_enabled: bool = plan("PERFORMANCE_MONITORING_ENABLED", True)
+    bottleneck_detection_enabled: bool = plan("BOTTLENECK_DETECTION_ENABLED", True)
     feature_parallel: bool = True
     feature_batching: bool = True
     feature_caching: bool = True

@@ -76,9 +76,15 @@ class Threads:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waking = False
         self._outstanding = 0  # handed over and not come back
+        self.done = 0  # jobs that have come back
         self._closed = False
         self._left: deque[threading.Thread] = deque()
         self._all_left: asyncio.Future[None] | None = None
+
+    @property
+    def size(self) -> int:
+        """Threads that there may be."""
+        return self._size
 
     @property
     def started(self) -> int:
@@ -188,6 +194,7 @@ class Threads:
         while self._done:
             job = self._done.popleft()
             self._outstanding -= 1
+            self.done += 1
             job.settle()
 
     def _leave(self) -> None:

@@ -1,9 +1,24 @@
-"""What the engine sees of itself: each stage of a turn, the slowest turns in full, who holds the loop, and memory."""
+"""What the engine sees of itself: each stage of a turn, the slowest turns in full, the loop, memory, what limits."""
 
 from .budget import Budget
+from .finder import Finder, Finding
 from .loop import LoopWatch
 from .pressure import Gauge
+from .probe import Probe
 from .record import Record, Stage, Waterfall
+from .resources import Parts
 from .snapshot import Snapshots
 
-__all__ = ["Budget", "Gauge", "LoopWatch", "Record", "Snapshots", "Stage", "Waterfall"]
+__all__ = [
+    "Budget",
+    "Finder",
+    "Finding",
+    "Gauge",
+    "LoopWatch",
+    "Parts",
+    "Probe",
+    "Record",
+    "Snapshots",
+    "Stage",
+    "Waterfall",
+]

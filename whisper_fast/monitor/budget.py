@@ -117,6 +117,21 @@ class Budget:
         self._judge(used, held)
         return shrunk
 
+    @property
+    def used(self) -> int:
+        """Bytes that count against the budget; 0 while nothing is known."""
+        return (self.pressure.used or 0) if self.pressure is not None else 0
+
+    @property
+    def tightness(self) -> float:
+        """The share of time, 0 to 1, that want of memory costs: 1 while it sheds, else what tasks stall for it."""
+        stalled = self.pressure.stalled if self.pressure is not None else None
+        return 1.0 if self.shedding else (stalled or 0.0) / 100
+
+    def squeezes(self, cache: Cache[Any, Any]) -> bool:
+        """Whether a cache has a smaller bound than it was set."""
+        return any(cache is one and self._bounds[name] < self._most[name] for name, one in self._caches.items())
+
     def stats(self) -> dict[str, Any]:
         """Return the budget and what is known of memory in bytes, the caches' bounds, and the latest changes."""
         known = self.pressure._asdict() if self.pressure is not None else {}

@@ -106,6 +106,11 @@ class LoopWatch:
         self._schedule(asyncio.get_running_loop())
         self._ring()
 
+    def rests(self, frame: FrameType | None) -> bool:
+        """Whether a stack of the loop's thread shows nobody's callback; until the first beat it cannot be known."""
+        guilty = owner(frame)
+        return self._outside is None or guilty is None or guilty is self._outside
+
     def stats(self) -> dict[str, Any]:
         """Return the lag in seconds, how often the loop stood still, and the lines that held it, the worst first."""
         lines = [(counter.value, self.blocks[line].value, line) for line, counter in self.seconds.items()]

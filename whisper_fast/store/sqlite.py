@@ -42,6 +42,7 @@ class Database:
         self._health = Health()
         self._readers = Readers(opened.path, vfs, self._health.found_damage)
         self._compacted = 0
+        self._reading = 0
         self._compactions: list[tuple[int, asyncio.Future[None]]] = []
         self._writer = self.writer(
             opened,
@@ -88,6 +89,21 @@ class Database:
         """Jobs in those groups."""
         return self._writer.writes
 
+    @property
+    def waiting(self) -> int:
+        """Jobs that are not known to be on the disk yet."""
+        return self._writer.waiting
+
+    @property
+    def writing(self) -> bool:
+        """Whether the writer is at a group of jobs, so that those who wait do wait for the disk."""
+        return self._writer.busy
+
+    @property
+    def reading(self) -> int:
+        """Questions that have no answer yet; `READERS` of them are answered at once."""
+        return self._reading
+
     async def write(self, job: Callable[[apsw.Connection], T]) -> T:
         """Run `job` in the writer's transaction; when this returns, what it wrote is on the disk.
 
@@ -109,7 +125,11 @@ class Database:
         """Run `job` in a reader thread with a connection of its own. Raises what the job raises; StoreError."""
         if self._closed:
             raise Closed("the database is closed")
-        return await self._loop.run_in_executor(self._readers.threads, partial(self._readers.read, job))
+        self._reading += 1
+        try:
+            return await self._loop.run_in_executor(self._readers.threads, partial(self._readers.read, job))
+        finally:
+            self._reading -= 1
 
     async def compact(self) -> None:
         """Wait until no file of the folder holds a trace of what was deleted before; it begins by itself, too.

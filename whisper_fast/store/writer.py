@@ -81,6 +81,8 @@ class Writer:
         self.health = health
         self.commits = 0
         self.writes = 0
+        self.waiting = 0  # jobs whose waiters have not been told yet
+        self.busy = False  # whether it is at a group now
         self._opened = opened
         self._vfs = vfs
         self._loop = asyncio.get_running_loop()
@@ -101,6 +103,7 @@ class Writer:
 
     def put(self, job: Callable[[apsw.Connection], Any], future: asyncio.Future[Any]) -> None:
         """Hand in a job; the future is done when it is on the disk, or cannot get there."""
+        self.waiting += 1
         self._jobs.put(Write(job, future))
 
     def close(self) -> None:
@@ -137,6 +140,7 @@ class Writer:
             if self.health.problem is not None and self.health.due(asked=busy):
                 self._probe()
             if group:
+                self.busy = True
                 self._write(group)
                 group = self._group = []  # they have been told: what fails from now on is not theirs
                 self._checkpoint()
@@ -145,6 +149,8 @@ class Writer:
         except Exception as error:  # a fault of ours: everybody is told, and a new connection is tried
             log.exception("the writer met what it did not expect")
             self._fail(group, self._ours(error))
+        finally:
+            self.busy = False
 
     def _refuse_all(self, problem: StoreError) -> None:
         """Answer what is handed in from now until the end: nothing is written any more."""
@@ -259,6 +265,7 @@ class Writer:
     def _settle(self, group: list[Write], foreign: bool) -> None:
         if foreign:
             self._changed()
+        self.waiting -= len(group)
         for write in group:
             write.settle()
 

@@ -1,0 +1,3 @@
+__all__ = ["waited"]
+
+def waited(pause: float, /) -> float: ...
