@@ -18,10 +18,14 @@ Nothing starves: whatever has seen 16 batches go by is the first of the next one
 """
 
 cimport cython
+from cpython.bytearray cimport PyByteArray_AS_STRING
 from libc.math cimport INFINITY, ceil, isfinite, isnan
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from libc.string cimport memcpy
+
+from monotonic cimport wf_monotonic
 
 from bisect import insort
+from contextlib import suppress
 
 __all__ = ["Assembly", "Entry", "Group", "deliver", "still_wanted"]
 
@@ -30,32 +34,45 @@ cdef enum:
     HEAVIEST = 16  # batches that one item may be charged
 
 
-cdef double monotonic() noexcept:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <double>now.tv_sec + 1e-9 * <double>now.tv_nsec
-
-
 @cython.final
 cdef class Group:
     """The results of `size` items, in order, and the future that gets None when the last of them is there.
 
-    `failed` is the first index, by place, that holds an error instead of a result; -1 when there is none.
+    `failed` is the first index, by place, that holds an error instead of a result; -1 when there is none. With
+    `packing` rows of float32 matrices are copied side by side into `packed`, [size, width], and `results` holds None
+    in their places; `rows` says how many came so.
     """
 
     cdef readonly object future
     cdef readonly list results
-    cdef readonly Py_ssize_t left, failed
+    cdef readonly Py_ssize_t left, failed, rows
+    cdef readonly bytearray packed
+    cdef bint packing
+    cdef Py_ssize_t size, width
 
-    def __cinit__(self, Py_ssize_t size, future):
+    def __cinit__(self, Py_ssize_t size, future, bint packing=False):
         self.future, self.results = future, [None] * size
-        self.left, self.failed = size, -1
+        self.left, self.failed, self.size, self.packing = size, -1, size, packing
 
     @cython.boundscheck(True)  # the list can be reached from outside
     cdef int put(self, Py_ssize_t index, object value, bint failed) except -1:
         self.results[index] = value
         if failed and (self.failed < 0 or index < self.failed):
             self.failed = index
+        return self.came()
+
+    cdef bint pack(self, Py_ssize_t index, const float *row, Py_ssize_t width) except -1:
+        """Copy a row to its place; return whether there is one for it."""
+        if self.packed is None:
+            self.packed, self.width = bytearray(self.size * width * sizeof(float)), width
+        if width != self.width or len(self.packed) != self.size * width * <Py_ssize_t>sizeof(float):
+            return False
+        memcpy(<float *>PyByteArray_AS_STRING(self.packed) + index * width, row, width * sizeof(float))
+        self.rows += 1
+        self.came()
+        return True
+
+    cdef int came(self) except -1:
         self.left -= 1
         if not self.left and not self.future.done():
             self.future.set_result(None)
@@ -67,13 +84,15 @@ cdef class Group:
 cdef class Entry:
     """One item and who waits for its result: a future, or a place in a group. Only its first answer counts.
 
-    Raises IndexError for a place that the group does not have.
+    A run stands for all of a group that still wait, the next one at `index`, and makes their entries as they are
+    handed in: ten thousand come in as fast as one. Raises IndexError for a place that the group does not have.
     """
 
     cdef readonly object item
     cdef object future
     cdef Group group
     cdef Py_ssize_t index
+    cdef list run  # all items of the group
     cdef bint answered
     cdef Assembly home  # where it waits; None once it has been taken out
     cdef _Flow flow
@@ -139,16 +158,39 @@ def deliver(list entries not None, results):
 
     Raises ValueError, before anyone has had anything, unless there is one result an entry.
     """
-    cdef list values = list(results), errors = []
+    cdef list waiting = entries.copy(), errors = []
+    cdef const float[:, ::1] matrix = matrix_of(results, waiting)
+    cdef list values = list(results) if matrix is None else None
+    cdef Py_ssize_t i, found = len(values) if matrix is None else matrix.shape[0]
     cdef Entry entry
-    if len(values) != len(entries):
-        raise ValueError(f"{len(values)} results for {len(entries)} entries")
-    for entry, value in zip(entries.copy(), values):
+    if found != len(waiting):
+        raise ValueError(f"{found} results for {len(waiting)} entries")
+    for i in range(found):
+        entry = <Entry?>waiting[i]
+        if matrix is not None and packs(entry) and entry.group.pack(entry.index, &matrix[i, 0], matrix.shape[1]):
+            entry.answered = True
+            continue
+        value = results[i] if values is None else values[i]
         if isinstance(value, Exception):
             errors.append((entry, value))
         else:
             settle(entry, value, False)
     return errors
+
+
+cdef inline bint packs(Entry entry) noexcept:
+    return entry.group is not None and entry.group.packing and not entry.answered
+
+
+cdef const float[:, ::1] matrix_of(object results, list entries):
+    """The results as rows, if somebody wants them so and they are some."""
+    cdef const float[:, ::1] rows = None
+    for entry in entries:
+        if packs(<Entry?>entry):
+            with suppress(BufferError, TypeError, ValueError):
+                rows = results
+            break
+    return None if rows is None or not rows.shape[1] else rows
 
 
 @cython.final
@@ -242,8 +284,7 @@ cdef class Assembly:
         return None if self.first is None else self.first.at
 
     def append(
-        self, item, to=None, user=None, long priority=0, double deadline=INFINITY, double cost=1.0,
-        Py_ssize_t index=0,
+        self, item, to=None, user=None, long priority=0, double deadline=INFINITY, double cost=1.0, Py_ssize_t index=0
     ):
         """Let `item` wait and return its entry; `to` is a future, or the group in which `index` is its place.
 
@@ -261,32 +302,29 @@ cdef class Assembly:
         return entry
 
     def append_many(
-        self, list items not None, Group group not None, user=None, long priority=0, double deadline=INFINITY,
+        self, list items not None, Group group not None, user=None, long priority=0, double deadline=INFINITY
     ):
-        """Let the items of one user wait, each at a cost of 1 and in its place of `group`; return their entries."""
-        cdef double now = self._now()
-        cdef long units = self._units(1.0)
-        cdef list entries = []
-        cdef _Flow flow
+        """Let the items of one user wait, at a cost of 1 each; return the run of them, None if there are none."""
         cdef Entry entry
         if isnan(deadline):
             raise ValueError("deadline is nan; it must be a point in time")
         if len(items) != len(group.results):
             raise ValueError(f"{len(items)} items for a group of {len(group.results)}")
         if not items:
-            return entries
-        flow = self._flow(user, priority)
-        for index, item in enumerate(items):
-            entry = Entry.__new__(Entry, item, group, index)
-            entry.deadline, entry.cost, entry.at, entry.units = deadline, 1.0, now, units
-            self._join(entry, flow)
-            entries.append(entry)
-        return entries
+            return None
+        entry = Entry.__new__(Entry, None, group)
+        entry.run = items.copy()
+        entry.deadline, entry.cost, entry.at, entry.units = deadline, 1.0, self._now(), self._units(1.0)
+        self._join(entry, self._flow(user, priority))
+        self.waiting += len(entry.run) - 1
+        return entry
 
     def remove(self, Entry entry not None):
-        """Take `entry` out; return whether it was waiting here."""
+        """Take `entry` out, a run with all that is left of it; return whether it was waiting here."""
         if entry.home is not self:
             return False
+        if entry.run is not None:
+            self.waiting -= len(entry.run) - entry.index - 1
         self._part(entry)
         return True
 
@@ -305,7 +343,7 @@ cdef class Assembly:
         return batch
 
     cdef double _now(self) except? -1:
-        return monotonic() if self.clock is None else self.clock()
+        return wf_monotonic() if self.clock is None else self.clock()
 
     cdef long _units(self, double cost) noexcept:
         cdef double units = ceil(<double>self.max_batch * (cost / self.max_cost))
@@ -372,9 +410,17 @@ cdef class Assembly:
         return 0
 
     cdef int _hand_in(self, Entry entry, list batch) except -1:
-        self._part(entry)
         self.budget -= entry.cost
-        batch.append(entry)
+        if entry.run is None:
+            self._part(entry)
+            batch.append(entry)
+            return 0
+        batch.append(Entry.__new__(Entry, entry.run[entry.index], entry.group, entry.index))
+        if entry.index + 1 < len(entry.run):
+            entry.index += 1
+            self.waiting -= 1
+        else:
+            self._part(entry)
         return 0
 
     cdef bint _fits(self, Entry entry, list batch):

@@ -22,7 +22,8 @@ flood all are old, and whose user was served least must lead as well.
 
 cimport cython
 from libc.math cimport INFINITY, floor, isfinite, isnan, log, log1p
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from monotonic cimport wf_monotonic
 
 from bisect import bisect_left, insort
 
@@ -34,12 +35,6 @@ cdef enum:
     PATIENCE = 16  # batches that may pass an item by, and from one that was led for its age to the next
 
 cdef double ROUNDING = 1e-12
-
-
-cdef double monotonic() noexcept:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <double>now.tv_sec + 1e-9 * <double>now.tv_nsec
 
 
 cdef class _Ranked:
@@ -248,7 +243,7 @@ cdef class Buckets:
         return batch
 
     cdef double _now(self) except? -1:
-        return monotonic() if self.clock is None else self.clock()
+        return wf_monotonic() if self.clock is None else self.clock()
 
     cdef double _index(self, double cost) noexcept:
         if cost <= 0:

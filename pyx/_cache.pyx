@@ -38,7 +38,6 @@ from cpython.object cimport Py_EQ, PyObject_RichCompareBool
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.math cimport INFINITY, isfinite, log
 from libc.stdint cimport int32_t, uint32_t, uint64_t
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from _entries cimport (
     WF_NO_SLOT,
@@ -58,6 +57,7 @@ from _entries cimport (
     wf_cache_unlink_all,
 )
 from _gc cimport PYGEN_RETURN, PySendResult, PyTypeObject, inquiry, traverseproc, visitproc
+from monotonic cimport wf_monotonic
 
 from types import GenericAlias
 
@@ -70,12 +70,6 @@ cdef enum:
 
 cdef inline uint32_t tag_of(object key) except? 0xFFFFFFFF:
     return <uint32_t>((<uint64_t>hash(key) * <uint64_t>0x9E3779B97F4A7C15) >> (64 - WF_TAG_BITS))
-
-
-cdef double monotonic() noexcept:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <double>now.tv_sec + 1e-9 * <double>now.tv_nsec
 
 
 cdef double checked(object number, str name) except -1:
@@ -253,12 +247,12 @@ cdef class Table:
 
         Until then the bound is what is held.
         """
-        cdef double bound = bounded(max_weight), until = monotonic() + <double>seconds
+        cdef double bound = bounded(max_weight), until = wf_monotonic() + <double>seconds
         cdef double now = self._now() if self.table.timed else -INFINITY
         while self.table.count and self.table.weight > bound:
             self._let_go(wf_cache_shed(&self.table, bound, SLICE, now), True)
             self.table.max_weight = max(bound, self.table.weight)
-            if monotonic() >= until:
+            if wf_monotonic() >= until:
                 break
         if not self.table.weight > bound:
             self.table.max_weight = bound
@@ -353,7 +347,7 @@ cdef class Table:
 
     @cython.final
     cdef double _now(self) except? -1:
-        return monotonic() if self.clock is None else self.clock()
+        return wf_monotonic() if self.clock is None else self.clock()
 
     @cython.final
     cdef double _weigh(self, object key, object value, object weight) except -1:

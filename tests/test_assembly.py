@@ -21,6 +21,15 @@ class Item:
         return self
 
 
+def joined(assembly, count, *about):
+    """Let `count` items come at once and return them; one entry stands for all of them."""
+    items = [Item(*about) for _ in range(count)]
+    run = assembly.append_many(items, Group(count, None), *about)
+    for item in items:
+        item.entry = run
+    return items
+
+
 def fill(assembly):
     return [entry.item for entry in assembly.fill()]
 
@@ -142,6 +151,13 @@ steps = st.lists(
             st.sampled_from([1.0, 2.0, math.inf]),
             st.sampled_from([0.0, 1.0, 3.0, 50.0]),
         ),
+        st.tuples(
+            st.just("many"),
+            st.integers(0, 4),
+            st.integers(-1, 1),
+            st.sampled_from([1.0, 2.0, math.inf]),
+            st.integers(0, 20),
+        ),
         st.tuples(st.just("remove"), st.integers(0, 1000)),
         st.tuples(st.just("fill")),
     ),
@@ -156,10 +172,13 @@ def test_nothing_is_lost_doubled_or_out_of_order(steps, max_batch, max_cost):
     for step, *rest in steps:
         if step == "append":
             waiting.append(Item(*rest).join(assembly))
+        elif step == "many":
+            waiting += joined(assembly, rest.pop(), *rest)
         elif step == "remove" and waiting:
-            item = waiting.pop(rest[0] % len(waiting))
-            assert assembly.remove(item.entry)
-            assert not assembly.remove(item.entry)
+            entry = waiting[rest[0] % len(waiting)].entry
+            assert assembly.remove(entry)
+            assert not assembly.remove(entry)
+            waiting = [item for item in waiting if item.entry is not entry]
         elif step == "fill":
             check_batch(fill(assembly), waiting, max_batch, max_cost)
         assert len(assembly) == len(waiting)
@@ -190,8 +209,10 @@ def test_an_entry_leaves_only_the_assembly_in_which_it_waits():
 
 async def test_only_the_first_answer_counts_and_a_group_knows_its_first_failure():
     group, assembly = Group(3, asyncio.get_running_loop().create_future()), Assembly(8)
-    entries = assembly.append_many(["a", "b", "c"], group)
-    assert assembly.fill() == entries
+    run = assembly.append_many(["a", "b", "c"], group)
+    entries = assembly.fill()
+    assert [entry.item for entry in entries] == ["a", "b", "c"]
+    assert not assembly.remove(run)
     assert deliver(entries, [1, ValueError("b"), ValueError("c")])[0][0] is entries[1]
     for entry in reversed(entries):
         entry.fail(KeyError(entry.item))

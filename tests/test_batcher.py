@@ -7,6 +7,7 @@ import math
 import random
 import time
 
+import numpy as np
 import pytest
 
 from whisper_fast.batcher import MicroBatcher
@@ -62,6 +63,41 @@ async def test_who_waited_max_wait_starts_a_further_batch_but_not_without_bound(
         assert batcher.stats().linger == 2
         release.set()
         assert await asyncio.gather(*tasks) == list(range(6))
+
+
+async def test_what_came_at_once_lingers_too():
+    release = asyncio.Event()
+
+    async def fn(items):
+        await release.wait()
+        return items
+
+    async with MicroBatcher(lambda items: fn(items), max_batch=2, max_wait=0.002, max_concurrent=3) as batcher:
+        flood = asyncio.create_task(batcher.submit_many(range(100)))
+        while batcher.stats().running < 3:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        assert (batcher.stats().running, batcher.stats().waiting) == (3, 94)
+        release.set()
+        assert await flood == list(range(100))
+
+
+@pytest.mark.parametrize("threads", [False, True])
+async def test_batches_that_cannot_run_beside_each_other_do_not(threads, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    most = []
+
+    def fn(items):
+        most.append(batcher.stats().running)
+        time.sleep(0.001)
+        return items
+
+    async with (
+        Executor(threads=4, processes=1) as executor,
+        MicroBatcher(fn, max_batch=4, max_wait=0, executor=executor if threads else None) as batcher,
+    ):
+        await asyncio.gather(*(batcher.submit(n) for n in range(40)))
+    assert set(most) == {1}
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 64])
@@ -154,6 +190,56 @@ async def test_items_of_one_length_go_together():
     assert [sorted(map(len, call)) for call in calls[:3]] == [[3, 3, 3], [39, 40, 41], [200]]
     assert (stats.padding, stats.idle, len(calls)) == (4, 2, 6)
     assert 0 < stats.padded < 0.05
+
+
+def numbered(items):
+    return np.array([[item, -item] for item in items], np.float32)
+
+
+async def test_rows_of_many_batches_lie_side_by_side():
+    async with MicroBatcher(numbered, max_batch=4) as batcher:
+        rows, others, alone = await asyncio.gather(
+            batcher.submit_rows(range(10), user="a"), batcher.submit_many(range(3), user="b"), batcher.submit(7)
+        )
+        assert not len(await batcher.submit_rows([]))
+    assert (rows == numbered(range(10))).all()
+    assert (rows.dtype, rows.flags.c_contiguous, rows.flags.writeable) == (np.float32, True, True)
+    assert (np.stack(others) == numbered(range(3))).all()
+    assert alone.tolist() == [7, -7]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda items: [[n, -n] for n in items],
+        lambda items: numbered(items).astype(np.float64),
+        lambda items: numbered(items)[:, ::-1],
+        lambda items: np.zeros((len(items), 0), np.float32),
+        lambda items: numbered(items) if 0 in items else np.ones((len(items), 3), np.float32),
+        lambda items: numbered(items) if 0 in items else [str(n) for n in items],
+    ],
+)
+async def test_what_are_no_such_rows_come_as_they_are(odd):
+    async with MicroBatcher(odd, max_batch=4) as batcher:
+        rows = await batcher.submit_rows(range(6))
+    expected = [*odd(range(4)), *odd(range(4, 6))]
+    assert len(rows) == 6
+    assert all(np.array_equal(row, wanted) for row, wanted in zip(rows, expected, strict=True))
+
+
+async def test_an_error_among_rows_is_raised():
+    def fn(items):
+        if 5 in items:
+            raise KeyError(5)
+        return numbered(items)
+
+    async with MicroBatcher(fn, max_batch=4) as batcher:
+        with pytest.raises(KeyError):
+            await batcher.submit_rows(range(10))
+        for wrong in (np.zeros((1, 2), np.float32), np.float32(1)):
+            async with MicroBatcher(lambda _, wrong=wrong: wrong) as other:
+                with pytest.raises(BatchMismatch):
+                    await other.submit_rows(range(3))
 
 
 async def test_a_full_queue_says_so_and_keeps_nothing():

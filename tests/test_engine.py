@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+from hashing import HashEmbedder
 from scripted import ScriptedLLM, quick, said
 
 from whisper_fast import Engine, Settings
@@ -362,3 +363,41 @@ async def test_what_was_accepted_survives_kill_9_and_is_answered_once(settings):
     assert {f"message {n}" for n in accepted} <= memories
     found = audit(settings.data_dir)
     assert (found["open"], found["duplicated"]) == (0, 0)
+
+
+class GatedEmbedder(HashEmbedder):
+    """Notes each batch, and embeds it when the gate is open."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches = []
+        self.gate = asyncio.Event()
+
+    async def embed(self, texts):
+        self.batches.append(list(texts))
+        await self.gate.wait()
+        return super().embed(texts)
+
+
+async def test_memories_that_one_user_brings_in_by_the_thousand_hold_up_nobody_elses_question(settings):
+    embedder = GatedEmbedder()
+    async with Engine.open(settings, llm=quick(), embedder=embedder) as engine:
+        embedder.gate.set()
+        await engine.memory.add("light", "my cat is called Turing")
+        embedder.gate.clear()
+
+        async def handed_in(count):
+            while engine._batcher.stats().items < count:
+                await asyncio.sleep(0.001)
+
+        flood = asyncio.create_task(engine.memory.add_many("flood", [f"sentence {n}" for n in range(2000)]))
+        await handed_in(2001)
+        asked = asyncio.create_task(engine.memory.recall("light", "what is my cat called", k=1))
+        await handed_in(2002)
+        before = len(embedder.batches)
+        embedder.gate.set()
+        [found] = await asked
+        place = next(n for n, batch in enumerate(embedder.batches) if "what is my cat called" in batch)
+        assert place - before <= 1
+        assert found.text == "my cat is called Turing"
+        assert len(await flood) == 2000

@@ -9,7 +9,8 @@ behind a running batch starts a further one beside it. What goes into a batch, a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Set, Sized
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set, Sized
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -20,10 +21,13 @@ from ._batch import Assembly, Entry, Group, deliver, still_wanted
 from ._buckets import Buckets
 from .errors import BatchMismatch, Closed, Overloaded, own_copy
 from .executor import coroutine_function
-from .waiter import expire_later, fail_all, unwrapped
+from .waiter import expire_later, fail_all, side_by_side, unwrapped
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from .executor import Executor
 
@@ -73,7 +77,8 @@ class MicroBatcher(Generic[T, R]):
     executor              runs a `fn` that is not a coroutine function (`kind="auto"`); without one it runs inline
     enabled               asked at each submit: while it says False every item is a call of its own
     max_queue             items that may wait; above it Overloaded is raised and nothing is kept
-    max_concurrent        batches that may run at once when items linger
+    max_concurrent        batches that may run at once when items linger: of a function in `executor` no more than
+                          there are processors, of one that blocks the loop never more than one
 
     Inside a batch smaller priorities come first, users take turns, and each user's items go by their deadline. A
     batch that raises is halved until the items at fault are alone (2 log2(n) further calls for one of n), and only
@@ -110,11 +115,12 @@ class MicroBatcher(Generic[T, R]):
         )
         self._fn = fn
         self._executor = None if coroutine_function(fn) else executor
+        self._max_concurrent = max_concurrent if self._executor is None else min(max_concurrent, os.cpu_count() or 1)
+        self._overlaps = True  # whether a second batch can run beside the first, as far as is known
         self._cost = cost
         self._enabled = enabled
         self._max_wait = max_wait
         self._max_queue = max_queue
-        self._max_concurrent = max_concurrent
         self._name = name
         self._running = 0
         self._scheduled = False
@@ -178,16 +184,32 @@ class MicroBatcher(Generic[T, R]):
 
         Waits for all of them; then the first failure is raised, or stands in its place if `return_exceptions`.
         """
-        pending = list(items)
-        self._check_room(len(pending))
-        if not pending:
-            return []
-        group = Group(len(pending), self._own_loop().create_future())
-        entries = self._append_many(pending, group, user, priority, timeout)
+        group = await self._grouped(list(items), False, user, priority, timeout)
+        return unwrapped(group, return_exceptions)
+
+    async def submit_rows(
+        self, items: Iterable[T], *, user: object = None, priority: int = 0, timeout: float | None = None
+    ) -> Sequence[R] | NDArray[np.float32]:
+        """Return what `submit_many` does, as one float32 array [len(items), width] if the results are such rows.
+
+        Whatever batches they came in, the rows lie side by side and belong to the caller.
+        """
+        group = await self._grouped(list(items), True, user, priority, timeout)
+        return side_by_side(group)
+
+    async def _grouped(
+        self, items: list[T], packing: bool, user: object, priority: int, timeout: float | None
+    ) -> Group:
+        """Let all items wait, and wait for the last of them."""
+        self._check_room(len(items))
+        group = Group(len(items), self._own_loop().create_future(), packing)
+        if not items:
+            return group
+        entries = self._append_many(items, group, user, priority, timeout)
         timer = None if timeout is None else expire_later(group.future, timeout)
         try:
             await group.future
-            return unwrapped(group, return_exceptions)
+            return group
         finally:
             if timer is not None:
                 timer.cancel()
@@ -263,13 +285,13 @@ class MicroBatcher(Generic[T, R]):
     def _append_many(
         self, items: list[T], group: Group, user: object, priority: int, timeout: float | None
     ) -> list[Entry]:
-        """Let all items wait; one whose cost is no cost has failed at once."""
+        """Let all items wait and return what stands for them; one whose cost is no cost has failed at once."""
         if isinstance(self._queue, Assembly) and self._cost is None and (self._enabled is None or self._enabled()):
             deadline = INFINITY if timeout is None else clock.monotonic() + timeout
-            entries = self._queue.append_many(items, group, user, priority, deadline)
+            run = self._queue.append_many(items, group, user, priority, deadline)
             self._items += len(items)
             self._wake()
-            return entries
+            return [run] if run is not None else []
         entries = []
         for index, item in enumerate(items):
             try:
@@ -302,7 +324,7 @@ class MicroBatcher(Generic[T, R]):
     def _linger_later(self) -> None:
         """See to it that the oldest item does not wait longer than `max_wait` behind a running batch."""
         oldest = self._queue.oldest
-        if self._timer is not None or oldest is None or not 0 < self._running < self._max_concurrent:
+        if self._timer is not None or oldest is None or not self._has_place_beside():
             return
         delay = oldest + self._max_wait - clock.monotonic()
         if delay != INFINITY:
@@ -314,6 +336,9 @@ class MicroBatcher(Generic[T, R]):
             self._dispatch(lingered=True)
         self._linger_later()
 
+    def _has_place_beside(self) -> bool:
+        return self._overlaps and 0 < self._running < self._max_concurrent
+
     def _overdue(self) -> bool:
         oldest = self._queue.oldest
         return oldest is not None and clock.monotonic() - oldest >= self._max_wait
@@ -322,10 +347,10 @@ class MicroBatcher(Generic[T, R]):
 
     def _dispatch(self, lingered: bool = False) -> None:
         self._scheduled = False
-        beside = lingered and self._running < self._max_concurrent
-        if (self._running == 0 or beside) and (batch := self._release(lingered)):
+        if (self._running == 0 or (lingered and self._has_place_beside())) and (batch := self._release(lingered)):
             self._running += 1
             self._start(self._work(batch), batch)
+            self._linger_later()
 
     def _release(self, lingered: bool) -> list[Entry]:
         """Take the next batch out of the queue and note why it goes now."""
@@ -383,7 +408,8 @@ class MicroBatcher(Generic[T, R]):
         if self._executor is not None:
             return await self._executor.run(self._fn, items)
         results = self._fn(items)
-        return await results if isawaitable(results) else results
+        self._overlaps = isawaitable(results)
+        return await results if self._overlaps else results
 
     async def _blame(self, waiters: list[Entry], error: Exception) -> None:
         """Find the items at fault: each half is a call of its own, down to single items."""

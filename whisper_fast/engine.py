@@ -114,7 +114,7 @@ class Engine:
         self.memory = MemoryStore(
             self._database,
             self.embedder,
-            embed=self._batcher.submit_many,
+            embed=self._batcher.submit_rows,
             cache_bytes=settings.memory_cache_bytes,
             batching=lambda: self.flags.batching,
             caching=lambda: self.flags.caching,

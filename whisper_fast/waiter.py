@@ -10,9 +10,12 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterable
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ._batch import Entry, Group
 
-__all__ = ["expire_later", "fail_all", "unwrapped"]
+__all__ = ["expire_later", "fail_all", "side_by_side", "unwrapped"]
 
 SHORTEST_TIMER = 0.001  # seconds; uvloop's timers tick in whole milliseconds
 
@@ -38,3 +41,19 @@ def unwrapped(group: Group, return_exceptions: bool) -> list[Any]:
     if group.failed >= 0 and not return_exceptions:
         raise group.results[group.failed]
     return group.results
+
+
+def side_by_side(group: Group) -> list[Any] | NDArray[np.float32]:
+    """Return the float32 rows that a packing group was given as one array; a list if not all were such rows.
+
+    Raises its first failure.
+    """
+    results = unwrapped(group, False)
+    if not group.rows:
+        return results
+    import numpy as np
+
+    array = np.frombuffer(group.packed, np.float32).reshape(len(results), -1)
+    if group.rows == len(results):
+        return array
+    return [row if result is None else result for result, row in zip(results, array, strict=True)]

@@ -29,12 +29,15 @@ INLINE_CHARACTERS: Final = 8192  # the static embedder takes less time for so fe
 
 
 class Embedding:
-    """Calls an embedder, or `through` in its place, checks what it returns, and keeps the vectors of questions."""
+    """Calls an embedder, or `through` in its place, checks what it returns, and keeps the vectors of questions.
+
+    `through(texts, user=..., priority=...)` is told whose texts they are, and a larger number for what can wait.
+    """
 
     def __init__(
         self,
         embedder: Embedder,
-        through: Callable[[Sequence[str]], Awaitable[Any]] | None = None,
+        through: Callable[..., Awaitable[Any]] | None = None,
         caching: Callable[[], bool] = lambda: True,
     ) -> None:
         self.embedder = embedder
@@ -42,35 +45,38 @@ class Embedding:
         self._caching = caching
         self._questions: Cache[str, NDArray[np.float32]] = Cache(QUESTION_BYTES, weigher=weight)
 
-    async def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    async def __call__(
+        self, texts: Sequence[str], *, user: str | None = None, priority: int = 0
+    ) -> NDArray[np.float32]:
         """Return float32 [len(texts), dimension]. Raises InvalidMessage for what is no such array, or not finite."""
         if not texts:
             return np.empty((0, self.embedder.dimension), np.float32)
-        return checked(await self._through(texts), len(texts), self.embedder)
+        found = await self._through(texts, user=user, priority=priority)
+        return checked(found, len(texts), self.embedder)
 
-    async def question(self, text: str) -> NDArray[np.float32]:
+    async def question(self, text: str, *, user: str | None = None) -> NDArray[np.float32]:
         """Return the vector of one text, as `questions` does."""
         known = self._questions.get(text) if self._caching() else None
         if known is not None:
             return known
-        [vector] = await self.questions([text])
+        [vector] = await self.questions([text], user=user)
         return vector
 
-    async def questions(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+    async def questions(self, texts: Sequence[str], *, user: str | None = None) -> list[NDArray[np.float32]]:
         """Return a vector a text, read-only; one that was asked lately is not embedded again."""
         if not self._caching():
-            return list(await self(texts))
+            return list(await self(texts, user=user))
         found = zip(texts, self._questions.get_many(texts), strict=True)
         known = {text: vector for text, vector in found if vector is not None}
         missing = [text for text in dict.fromkeys(texts) if text not in known]
-        for text, vector in zip(missing, await self(missing), strict=True):
+        for text, vector in zip(missing, await self(missing, user=user), strict=True):
             kept = vector.copy()
             kept.flags.writeable = False
             known[text] = kept
             self._questions.put(text, kept)
         return [known[text] for text in texts]
 
-    async def _direct(self, texts: Sequence[str]) -> Any:
+    async def _direct(self, texts: Sequence[str], **_: Any) -> Any:
         embedder = self.embedder
         if iscoroutinefunction(embedder.embed):
             return await embedder.embed(texts)

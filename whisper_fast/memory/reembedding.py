@@ -23,6 +23,7 @@ __all__ = ["Reembedding"]
 log = logging.getLogger(__name__)
 
 BATCH: Final = 32  # memories embedded together: few enough that a question which comes meanwhile hardly waits
+BEHIND: Final = 1  # priority of what nobody waits for
 FIRST_PAUSE: Final = 1.0  # seconds after a failure, doubled each time
 LONGEST_PAUSE: Final = 60.0
 
@@ -105,7 +106,7 @@ class Reembedding:
     async def _renew(self, found: Sequence[rows.Outdated]) -> None:
         """Embed and store these memories; where the embedder refuses them together, one by one."""
         try:
-            vectors = await self._embed([old.text for old in found])
+            vectors = await self._embed([old.text for old in found], priority=BEHIND)
         except WhisperFastError as error:
             if error.retriable:
                 raise

@@ -32,7 +32,7 @@ from .words import words
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
     from datetime import datetime
 
     import apsw
@@ -57,7 +57,7 @@ PAGE: Final = 500  # memories read at a time by an export
 class MemoryStore:
     """What is remembered of each user, on disk and, for those who were here lately, in memory.
 
-    embed        `await embed(texts)` in place of `embedder.embed`, say through a batcher
+    embed        `await embed(texts, user=, priority=)` in place of `embedder.embed`, say through a batcher
     cache_bytes  how much the segments of all users may take in memory together
     batching     whether questions that come together are answered together; asked each time
     caching      whether segments and vectors of questions are kept; asked each time
@@ -72,7 +72,7 @@ class MemoryStore:
         database: Database,
         embedder: Embedder,
         *,
-        embed: Callable[[Sequence[str]], Awaitable[Any]] | None = None,
+        embed: Callable[..., Awaitable[Any]] | None = None,
         cache_bytes: float = CACHE_BYTES,
         batching: Callable[[], bool] = lambda: True,
         caching: Callable[[], bool] = lambda: True,
@@ -173,7 +173,7 @@ class MemoryStore:
         given = list(items)
         checked_items = as_items(given) if len(given) <= INLINE_ITEMS else await asyncio.to_thread(as_items, given)
         if vectors is None:
-            vectors = await self._vectors([item.text for item in checked_items])
+            vectors = await self._vectors(user, [item.text for item in checked_items])
         else:
             vectors = checked(vectors, len(checked_items), self._embedder)
         new = partial(Pending, user, checked_items, vectors, self._embedder, self._changes)
@@ -209,7 +209,7 @@ class MemoryStore:
         if not k or not segment:
             return []
         if vector is None:
-            vector = await self._embed.question(query)
+            vector = await self._embed.question(query, user=user)
         else:
             vector = checked([vector], 1, self._embedder)[0] if len(vector) else None
         return await self._ask(user, segment, query, vector, k, scope)
@@ -305,10 +305,10 @@ class MemoryStore:
                 return segment.recalled(await self._recalling(question, user))
         return await asyncio.to_thread(answer, segment, query, vector, k, scope, index)
 
-    async def _vectors(self, texts: list[str]) -> NDArray[np.float32] | None:
+    async def _vectors(self, user: str, texts: list[str]) -> NDArray[np.float32] | None:
         """Return the vectors of memories; None where the embedder may answer later: they are stored without."""
         try:
-            return await self._embed(texts)
+            return await self._embed(texts, user=user)
         except WhisperFastError as error:
             if not error.retriable:
                 raise
