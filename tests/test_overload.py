@@ -5,9 +5,7 @@ import random
 import time
 from collections import Counter
 
-import psutil
 import pytest
-import uvloop
 from scripted import said
 from served import served
 
@@ -285,37 +283,3 @@ async def test_the_door_says_503_and_when_to_come_back(tmp_path):
             ends = Counter(await asyncio.gather(*(ask(n) for n in range(12))))
             assert ends[200, None] >= 3
             assert set(ends) == {(200, None), (503, "1")}
-
-
-@pytest.mark.soak
-async def test_ten_minutes_of_ten_times_its_capacity(tmp_path, capsys):
-    on_uvloop = isinstance(asyncio.get_running_loop(), uvloop.Loop)
-    seconds = 600 if on_uvloop else 30
-    settings = Settings(data_dir=tmp_path, max_concurrent_requests=20, **FIXED)
-    process = psutil.Process()
-    async with Engine.open(settings, llm=SimulatedLLM(0.1)) as engine:  # 200 a second at most
-        flood = Flood(engine, users=100_000)
-        await flood.run(190, 10)
-        peak, alone = flood.ends["answered"] / 10, sorted(flood.took)
-        before = process.memory_info().rss
-        await flood.run(2000, 10)  # the queue fills
-        begun, flood.shed_seconds, most = flood.ends["answered"], [], 0
-        for _ in range(seconds // 10):
-            await flood.run(2000, 10)
-            most = max(most, process.memory_info().rss)
-        goodput = (flood.ends["answered"] - begun) / (seconds // 10 * 10)
-        await asyncio.sleep(5)
-        after = Flood(engine, users=100_000)
-        after.number = flood.number
-        await after.run(100, 5)
-        await asyncio.gather(flood.rest(), after.rest())
-    found = audit(tmp_path)
-    late = sorted(after.took)
-    with capsys.disabled():
-        print(  # noqa: T201 - the figures of a soak
-            f"\n{seconds} s of 2,000/s: goodput {goodput:.0f}/s of {peak:.0f}/s offered within capacity, shed p99 "
-            f"{sorted(flood.shed_seconds)[int(0.99 * len(flood.shed_seconds))] * 1000:.2f} ms, RSS {before >> 20} -> "
-            f"{most >> 20} MiB, p50 before {alone[len(alone) // 2] * 1000:.0f} ms, 5 s after "
-            f"{late[len(late) // 2] * 1000:.0f} ms, {found}"
-        )
-    assert found["accepted"] == found["done"] == flood.ends["answered"] + after.ends["answered"]

@@ -114,7 +114,8 @@ def overload(
 
     Example: whisper-fast prove overload --seconds 600
 
-    Ends with 1 when something is lost or the goodput falls below 0.9 of its peak.
+    Ends with 1 when something is lost, the goodput falls below 0.9 of its peak, refusals take over 10 ms (p99),
+    memory grows by more than 128 MB, or answers 5 s after the flood take more than twice what they took before it.
     """
     from ..lab.prove.overload import Overload
 
@@ -158,6 +159,8 @@ def finish(proofs: list[Proof], as_json: bool, *, many: bool = False) -> None:
     """Run proofs one after the other, print their figures, and end the command: 1 when a promise is broken."""
     import logging
 
+    from ..lab.prove.proof import told
+
     logging.getLogger("whisper_fast").addHandler(logging.NullHandler())  # failures are staged here by the thousand
     results: dict[str, dict[str, Any]] = {}
     interrupted = False
@@ -169,11 +172,22 @@ def finish(proofs: list[Proof], as_json: bool, *, many: bool = False) -> None:
             results[proof.name] = {**proof.figures(), "partial": True}
             interrupted = True
             break
-    broken = [proof for proof in proofs if proof.name in results and proof.broken()]
+        except Exception as error:  # noqa: BLE001 - its figures say how far it came
+            results[proof.name] = {**proof.figures(), "partial": True, "error": told(error)}
     report(results if many else next(iter(results.values())), as_json)
-    for proof in broken:
-        console(stderr=True).print(f"broken; to see it again: {proof.replay}", style="bold red", markup=False)
+    broken = False
+    for proof in proofs:
+        wrong = wrongs(proof, results.get(proof.name, {}))
+        broken |= bool(wrong)
+        for line in wrong and [f"{proof.name}: {'; '.join(wrong)}", f"broken; to see it again: {proof.replay}"]:
+            console(stderr=True).print(line, style="bold red", markup=False)
     raise typer.Exit(1 if broken else INTERRUPTED if interrupted else 0)
+
+
+def wrongs(proof: Proof, result: dict[str, Any]) -> list[str]:
+    """Return what is wrong with a proof's figures; nothing is with one that was not begun."""
+    ended = [result["error"]] if "error" in result else []
+    return [*ended, *proof.broken()] if result else []
 
 
 def run(proof: Proof, show: Show) -> dict[str, Any]:

@@ -58,6 +58,7 @@ class Crash(Proof):
 
     name = "crash"
     must_be_zero = ("lost", "duplicated")
+    must_not_be_zero = ("accepted", "heard")
 
     def __init__(self, kills: int = 100, seed: int = 0, victim: tuple[str, ...] = VICTIM) -> None:
         self.arguments = f"--kills {kills} --seed {seed}"

@@ -39,6 +39,7 @@ class Duplicates(Proof):
 
     name = "duplicates"
     must_be_zero = ("duplicates", "lost")
+    must_not_be_zero = ("heard", "redelivered")
 
     def __init__(self, deliveries: int = 10_000, seed: int = 0, engine: type[Engine] = Engine) -> None:
         self.arguments = f"--deliveries {deliveries} --seed {seed}"
@@ -77,12 +78,13 @@ class Duplicates(Proof):
         self._stored_twice, self._lost = self._ledger.stored_twice(folder), self._ledger.lost(folder)
 
     def figures(self) -> dict[str, Any]:
-        """Return deliveries, duplicates (different answers to one message, turns stored twice), lost, messages."""
+        """Return deliveries, duplicates (other answers to a message, turns stored twice), lost, messages, heard."""
         return {
             "deliveries": self._delivered,
             "duplicates": self._stored_twice + sum(len(heard) > 1 for heard in self._ledger.heard.values()),
             "lost": self._lost,
             "messages": self._fresh,
+            "heard": len(self._ledger.heard),
             "redelivered": self._delivered - self._fresh,
             "restarts": RESTARTS,
             "seconds": round(perf_counter() - self._began, 1),

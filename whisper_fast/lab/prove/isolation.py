@@ -51,6 +51,7 @@ SCOPES = tuple(MAY_HEAR)
 MARKS = {f"mark{number}kram": scope for number, scope in enumerate(SCOPES)}
 MARK_OF = {scope: mark for mark, scope in MARKS.items()}
 CANARY = re.compile(r"zq\d+qz|mark\d+kram")
+PLACES = ("recalls", "prompts", "replies", "streams", "errors", "logs")
 AT_ONCE = 256  # recalls, or turns
 TURNS_SHARE = 200  # recalls for each turn
 
@@ -92,6 +93,7 @@ class Isolation(Proof):
 
     name = "isolation"
     must_be_zero = ("leaks",)
+    must_not_be_zero = ("memories_found", *(f"looked_at.{place}" for place in PLACES))
 
     def __init__(
         self, users: int = 1000, recalls: int = 50_000, seed: int = 0, engine: type[Engine] = Engine
@@ -102,9 +104,8 @@ class Isolation(Proof):
         self.seed = seed
         self._engine = engine
         self._random = Random(seed)
-        places = ("recalls", "prompts", "replies", "streams", "errors", "logs")
-        self.seen = dict.fromkeys(places, 0)
-        self.leaks = dict.fromkeys(places, 0)
+        self.seen = dict.fromkeys(PLACES, 0)
+        self.leaks = dict.fromkeys(PLACES, 0)
         self._found = 0
         self._began = perf_counter()
 

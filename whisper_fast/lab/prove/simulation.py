@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..faulty_disk import memory_folder
 from ..simulation import simulate
-from .proof import Proof
+from .proof import Proof, told
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,27 +30,30 @@ class Simulation(Proof):
 
     name = "simulation"
     must_be_zero = ("broken",)
+    must_not_be_zero = ("messages", "answered")
 
     def __init__(self, seeds: int = 100, seed: int = 0) -> None:
         self.seed = seed
         self._seeds = seeds
-        self._days = self._messages = self._deaths = 0
+        self._days = self._messages = self._answered = self._deaths = 0
         self._found: dict[int, dict[str, Any]] = {}
         self._began = perf_counter()
 
     async def run(self, folder: Path, show: Show) -> None:
         """Live one day after the other, in a thread that has a loop of its own for each life."""
+        self._began = perf_counter()
         with memory_folder() as fast:
             for seed in range(self.seed, self.seed + self._seeds):
                 await asyncio.to_thread(self._day, seed, fast / "day")
                 show(self._days / self._seeds, f"{self._days} days, {self._deaths} deaths")
 
     def figures(self) -> dict[str, Any]:
-        """Return seeds, broken (days with a broken promise), messages, deaths, and the first findings by seed."""
+        """Return seeds, broken (days with a broken promise), messages, answered, deaths, the first findings."""
         return {
             "seeds": self._days,
             "broken": len(self._found),
             "messages": self._messages,
+            "answered": self._answered,
             "deaths": self._deaths,
             "found": {str(seed): self._found[seed] for seed in list(self._found)[:SHOWN]},
             "seconds": round(perf_counter() - self._began, 1),
@@ -63,9 +66,14 @@ class Simulation(Proof):
         return f"whisper-fast prove simulation --seeds 1 --seed {next(iter(self._found), self.seed)}"
 
     def _day(self, seed: int, folder: Path) -> None:
-        verdict = simulate(seed, folder)
         self._days += 1
+        try:
+            verdict = simulate(seed, folder)
+        except Exception as error:  # noqa: BLE001 - a day that nobody foresaw is one to be lived again
+            self._found[seed] = {"raised": told(error)}
+            return
         self._messages += len(verdict.messages)
+        self._answered += verdict.answers
         self._deaths += verdict.deaths
         if verdict.broken:
             self._found[seed] = verdict.broken

@@ -86,6 +86,11 @@ class Verdict:
         """Note that a user was forgotten; what was delivered again meanwhile may be there or not."""
         self._gone |= {one for one, times in about.items() if self._deliveries[one] == times}
 
+    @property
+    def answers(self) -> int:
+        """How many messages were answered."""
+        return len(self._answers)
+
     def audit(self, folder: Path) -> None:
         """Read what the disk says."""
         with closing(connect(folder / DATABASE, readonly=True)) as connection:
