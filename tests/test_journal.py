@@ -13,7 +13,7 @@ import pytest
 from scripted import ScriptedLLM, quick, said
 from served import served
 
-from whisper_fast import Engine, Settings, clock, journal, retention, retries
+from whisper_fast import Engine, Settings, clock, journal, retries
 from whisper_fast.errors import IdReused, InvalidMessage, LLMUnavailable, Quarantined, StoreLocked
 from whisper_fast.journal import audit
 from whisper_fast.outbox import nonce
@@ -297,58 +297,6 @@ def test_pauses_grow_and_spread():
         assert most / 3 <= min(drawn) < max(drawn) <= most
         assert len(drawn) > 50
     assert retries.pause(1, at_least=30) >= 30
-
-
-# ---- how long it keeps what is finished
-
-
-async def answered(engine, count, **fields):
-    for n in range(count):
-        await engine.respond(said("ada", "x" * 100, id=f"{n}", **fields))
-
-
-async def test_finished_entries_go_by_age_and_a_jumping_clock_ages_nothing(settings):
-    ahead = 0.0
-    wall = 0.0
-    with clock.replaced(monotonic=lambda: time.monotonic() + ahead, wall=lambda: time.time() + wall):
-        async with Engine.open(settings, llm=quick()) as engine:
-            await answered(engine, 10)
-            await engine.submit(said("bob", "held", id="held"))
-            for wall in (YEAR, -YEAR, 0.0):  # noqa: B007 - the clock above reads it
-                assert await engine._retention.sweep() == 0
-            ahead = settings.journal_max_age_hours * 3600 - 60
-            await engine.respond(said("ada", "young", id="young"))
-            assert await engine._retention.sweep() == 0
-            ahead += 120
-            assert await engine._retention.sweep() == 11
-        ahead = 0.0
-        async with Engine.open(settings, llm=quick()) as engine:  # a restart goes on counting where the last one was
-            assert engine._journal.age > settings.journal_max_age_hours * 3600 - 61
-            assert await engine._retention.sweep() == 0
-            assert (await engine.respond(said("ada", "young", id="young"))).text
-            assert engine.stats()["accepted"] == 0
-
-
-async def test_finished_entries_go_by_size_the_oldest_first_and_what_is_open_stays(settings):
-    gate = asyncio.Event()
-
-    async def answer(messages):
-        if "never" in messages[-1]["content"]:
-            await gate.wait()
-        return "y" * 1000
-
-    settings = Settings(data_dir=settings.data_dir, journal_max_bytes=20_000)
-    async with Engine.open(settings, llm=ScriptedLLM(answer)) as engine:
-        await engine.submit(said("eve", "never", id="never"))
-        await answered(engine, 100)
-        assert await engine._retention.sweep()
-        assert 12_000 < await engine._database.read(retention.size) <= 20_000
-        left = await engine._database.read(
-            lambda c: [row[0] for row in c.execute("SELECT message_id FROM journal ORDER BY id")]
-        )
-        gate.set()
-    assert left[0] == "never"
-    assert left[1:] == [f"{n}" for n in range(101 - len(left), 100)]
 
 
 # ---- bad input

@@ -13,6 +13,7 @@ from whisper_fast import Engine, Settings, clock
 from whisper_fast.admission import UNMEASURED, Admission
 from whisper_fast.errors import Overloaded
 from whisper_fast.journal import audit
+from whisper_fast.lanes import Lanes
 from whisper_fast.llm import SimulatedLLM
 
 TICK = 0.005  # seconds
@@ -51,6 +52,30 @@ def busy(hand, *, slots, turn, rounds, max_wait=5.0):
 def test_the_wait_is_predicted_from_how_fast_slots_come_back(hand, slots, turn):
     admission = busy(hand, slots=slots, turn=turn, rounds=6)
     assert admission.predicted(3 * slots, slots) == pytest.approx(3 * turn, rel=0.3)
+
+
+def test_ones_own_messages_ahead_count_with_their_turns_and_waits(hand):
+    admission = busy(hand, slots=10, turn=1.0, rounds=20)  # a slot comes back each 0.1 s
+    admission.lasted(0.5)
+    admission.check(10, 10, behind=2)  # 3 waits of 1 s, 2 turns of 0.5 s
+    with pytest.raises(Overloaded, match="would wait 5"):
+        admission.check(10, 10, behind=3)
+
+
+async def test_a_few_users_who_flood_do_not_wait_longer_than_is_allowed(hand):
+    lanes = Lanes(1000, 1 << 20, slots=lambda: 1, max_wait=5.0)
+    lanes._admission = busy(hand, slots=1, turn=1.0, rounds=20)
+    gate = asyncio.Event()
+    for user in ("ada", "bob"):  # one runs, the other waits for the slot
+        lanes.enter(user).start(gate.wait, user)
+    places = [lanes.enter("bob") for _ in range(4)]
+    with pytest.raises(Overloaded):
+        lanes.enter("bob")
+    assert lanes.refused["wait"] == 1
+    gate.set()
+    for place in places:
+        place.leave()
+    assert await lanes.drain(5)
 
 
 def test_who_would_wait_too_long_is_refused_with_the_time_above_the_limit(hand):

@@ -1,7 +1,8 @@
 """Who is let in: the wait that a message would have is predicted before any work is done for it.
 
     interval    mean seconds between two slots given back while somebody waits, over the last rounds of all slots
-    wait        who waits ahead * interval; in a stall of s seconds the interval is at least s / slots
+    wait        who waits ahead * interval; in a stall of s seconds the interval is at least s / slots.
+                Behind b own messages: b times a turn's length, and the wait b + 1 times
 
 One round is as many slots as there are; until the first is over nothing is known, and `UNMEASURED` may wait. What
 would wait longer than `max_wait` is refused with the time after which it would not: the wait above the limit.
@@ -57,15 +58,17 @@ class Admission:
         stalled = 0.0 if self._last is None else (clock.monotonic() - self._last) / slots
         return ahead * max(self._interval, stalled)
 
-    def check(self, ahead: int, slots: int) -> None:
-        """Let one in who finds `ahead` waiting. Raises Overloaded with the time to come back."""
+    def check(self, ahead: int, slots: int, behind: int = 0) -> None:
+        """Let one in who finds `ahead` waiting, and `behind` own messages; Overloaded says when to come back."""
         if not ahead:
             return
         wait = self.predicted(ahead, slots)
         if wait is None:
             if ahead >= max(UNMEASURED, 20 * slots):
                 raise Overloaded(f"{ahead} turns wait already; come back a little later", retry_after=1.0)
-        elif wait > self.max_wait:
+            return
+        wait = wait * (behind + 1) + self.turn_seconds * behind
+        if wait > self.max_wait:
             text = f"a turn would wait {wait:.1f} s, and at most {self.max_wait:g} s are allowed; come back later"
             raise Overloaded(text, retry_after=back_in(wait - self.max_wait))
 

@@ -329,7 +329,7 @@ class Engine:
         When this returns nothing of it can be read any more, also after a power cut. Its traces in the files are
         wiped by a compaction that follows by itself; backups that were made before keep what they hold.
         """
-        place = self._lanes.enter(checked_user(user))
+        place = self._lanes.enter(checked_user(user), admitted=True)
         try:
             upto = await self._database.write(last)
         except BaseException:
@@ -345,7 +345,7 @@ class Engine:
 
     async def export(self, user: str) -> AsyncIterator[dict[str, Any]]:
         """Yield the memories of `user`, all turns so far included, as dicts that `memory.add_many` takes again."""
-        place = self._lanes.enter(checked_user(user))
+        place = self._lanes.enter(checked_user(user), admitted=True)
         place.start(partial(asyncio.sleep, 0), "export", slot=False)
         await place.ended()
         async for memory in self.memory.export(user):

@@ -74,9 +74,9 @@ class Entry(msgspec.Struct, frozen=True):
     known: bool = False
 
     @property
-    def held(self) -> bool:
+    def unsettled(self) -> bool:
         """Whether nobody is known to have the reply."""
-        return self.state in (HELD, RELEASED)
+        return self.state in (ANSWERED, HELD, RELEASED)
 
 
 encode = msgspec.json.encode
@@ -101,15 +101,20 @@ class Journal:
         """Seconds that this journal was served."""
         return clock.monotonic() - self._born
 
-    async def resume(self, interrupted: Iterable[int], attempts: int) -> list[Entry]:
-        """Return what a stop or a crash left undone, in the order of arrival; call it before anything is accepted.
+    async def strike(self, interrupted: Iterable[int], attempts: int) -> None:
+        """Count a death against the entries whose turns ran when the process died; on the disk when this returns.
 
-        `interrupted` are the entries whose turns ran when the process died: one that did so `attempts` times is
-        quarantined (0: none ever is). On the disk when this returns, so that each death counts. Raises StoreError.
+        One that was struck `attempts` times is quarantined (0: none ever is). Raises StoreError.
         """
         ids = tuple(interrupted)
         if ids:
             await self._database.write(lambda connection: strike(connection, ids, attempts))
+
+    async def resume(self) -> list[Entry]:
+        """Return what a stop or a crash left undone, in the order of arrival; call it before anything is accepted.
+
+        Raises StoreError.
+        """
         served = await self._database.read(
             lambda c: c.execute("SELECT age FROM journal ORDER BY id DESC LIMIT 1").get
         )
@@ -124,7 +129,8 @@ class Journal:
         """Store a message, encoded as `body`, before anything is done for it; on the disk when the future is done.
 
         A message delivered again (same platform, channel, user and id) gives its entry, `known` is then True and
-        the text that came first stands; to a `strict` message that is IdReused. Raises Quarantined, StoreError.
+        the text that came first stands, and one that had failed is accepted anew; to a `strict` message that is
+        IdReused. Raises Quarantined, StoreError.
         """
         age = self.age
         self.written += len(body)
@@ -145,12 +151,12 @@ class Journal:
         restored a backup meanwhile.
         """
         body = encode(reply)
-        self.written += len(body)
+        whole = encode(message) if joined and message is not None else None
+        self.written += len(body) * (1 + len(joined)) + len(whole or b"")
 
         def job(connection: apsw.Connection) -> bool:
             sql = """UPDATE journal SET state = ?, reply = ?, message = coalesce(?, message)
                      WHERE id = ? AND user = ? AND message_id = ? AND state IN (0, 3)"""
-            whole = encode(message) if joined and message is not None else None
             connection.execute(sql, (ANSWERED, body, whole, *ids_of(entry)))
             found = bool(connection.changes())
             for one in joined if found else ():
@@ -163,9 +169,18 @@ class Journal:
         if not await self._database.write(job):
             raise StoreError(f"message {entry.message.id} is not in the journal any more; send it again")
 
-    async def fail(self, entry: Entry) -> None:
-        """Close an entry whose message cannot be answered as it is: no start tries it again. Raises StoreError."""
-        await self._database.write(lambda connection: move(connection, entry, ACCEPTED, FAILED))
+    def fail(self, entries: Sequence[Entry]) -> asyncio.Future[Any]:
+        """Close entries whose messages cannot be answered as they are: no start tries them again. Raises StoreError.
+
+        Whoever sends one again after this call finds it failed.
+        """
+        gone = tuple(entries)
+
+        def job(connection: apsw.Connection) -> None:
+            for entry in gone:
+                move(connection, entry, ACCEPTED, FAILED)
+
+        return self._database.submit(job)
 
     async def complete(
         self, entry: Entry, *stores: Callable[[apsw.Connection], Any], sent: Callable[[], bool]
@@ -188,6 +203,10 @@ class Journal:
             return True
 
         return await self._database.write(job)
+
+    async def hold(self, entry: Entry) -> None:
+        """Take a release back: it was sent and may have arrived, so a person decides anew. Raises StoreError."""
+        await self._database.write(lambda connection: move(connection, entry, RELEASED, HELD))
 
     def sent(self, entry: Entry) -> asyncio.Future[Any]:
         """Note that a held reply has reached somebody."""
@@ -216,9 +235,11 @@ def stub(message: Message) -> Message:
 
 
 def encoded(message: Message) -> bytes:
-    """Return a message as it is journalled; raises InvalidMessage for what cannot be written down."""
+    """Return a message as it is journalled; raises InvalidMessage for what could not be read back."""
     try:
-        return encode(message)
+        body = encode(message)
+        as_message(body)
+        return body
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise InvalidMessage(f"the message cannot be stored: {error}") from None
 
@@ -240,7 +261,13 @@ def insert(connection: apsw.Connection, message: Message, body: bytes, age: floa
     *found, first = connection.execute(sql, names).get
     if words is not None and first is not None and words != first:
         raise IdReused(f"the id {message.id!r:.80} was used before for other words; a new message needs a new id")
-    known = entry(*found)
+    try:
+        known = entry(*found)
+    except msgspec.MsgspecError as error:
+        raise StoreError(f"journal entry {found[0]} cannot be read: {error}; send it with a new id") from None
+    if known.state == FAILED:
+        connection.execute("UPDATE journal SET state = ? WHERE id = ?", (ACCEPTED, known.id))
+        return msgspec.structs.replace(known, state=ACCEPTED)
     if known.state == QUARANTINED and known.reply is None:
         raise Quarantined(
             f"message {message.id!r:.80} is set aside: the process died {known.attempts} times in its turn; "

@@ -9,6 +9,7 @@ is silent has no lane and costs nothing.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Lanes", "Place"]
 
+log = logging.getLogger(__name__)
+
+ABORT_SECONDS = 1.0  # that a cancelled turn has to end
 REFUSED = 2.0  # seconds to come back in where messages are refused for another reason than those who wait
 PER_USER = 256  # places of one user at most, so that one who floods leaves room for the others
 
@@ -254,7 +258,7 @@ class Lanes:
             place.leave()
 
     async def abort(self) -> None:
-        """Cancel every running turn and wait for its end; what waits behind never starts."""
+        """Cancel every running turn and wait for its end, a second at most; what waits behind never starts."""
         self.closed = True
         tasks = [place.task for lane in self._lanes.values() for place in lane if place.task is not None]
         for user in tuple(self._lanes):
@@ -262,7 +266,9 @@ class Lanes:
         for task in tasks:
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks)
+            _, left = await asyncio.wait(tasks, timeout=ABORT_SECONDS)
+            for task in left:
+                log.warning("%s ignores that it is cancelled; it is left behind", task.get_name())
 
     def _admit(self, user: str, size: int, priority: int) -> None:
         lane = self._lanes.get(user)
@@ -272,10 +278,10 @@ class Lanes:
             raise Overloaded(f"{PER_USER} messages of this user wait; come back later", retry_after=seconds)
         if self.places >= self._max_waiting or self.bytes + size > self._max_bytes:
             raise self._full()
-        if lane is None and self._queue:
+        if self._queue:
             ahead = sum(count for level, count in self._queue.waiting().items() if level <= priority)
             try:
-                self._admission.check(ahead, self._slots())
+                self._admission.check(ahead, self._slots(), len(lane) if lane else 0)
             except Overloaded:
                 self.refused["wait"] += 1
                 raise

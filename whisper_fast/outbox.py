@@ -74,6 +74,11 @@ class Outbox:
             self._flushing.append(asyncio.Lock())
         self._again.soon(self._names.index(platform))
 
+    def held(self, platform: str) -> None:
+        """Say that a reply is held; where the platform deduplicates, it is sent again in a moment."""
+        if platform in self._senders and self._senders[platform].deduplicates:
+            self._again.later(self._names.index(platform), failures=1)
+
     def look(self) -> None:
         """Look for replies that somebody else has released."""
         for number in range(len(self._names)):
@@ -91,8 +96,6 @@ class Outbox:
                 await sender.send(out)
         except Exception as error:  # noqa: BLE001 - a bot's own code: whatever it raises, the reply is kept
             log.warning("the reply to %s was not sent: %s: %s", message.id, type(error).__name__, error)
-            if sender.deduplicates and not again:
-                self._again.later(self._names.index(message.platform), failures=1)
             return False
         finally:
             self.sending -= 1
@@ -104,7 +107,7 @@ class Outbox:
         await self._again.close()
 
     async def _flush(self, number: int, failures: int) -> None:
-        """Send what is held of a platform, in its order; stop at the first that fails and come back later."""
+        """Send what is held of a platform, and come back later for what could not be sent."""
         platform = self._names[number]
         try:
             async with self._flushing[number]:
@@ -116,12 +119,23 @@ class Outbox:
             self._again.later(number, failures=failures + 1)
 
     async def _send_held(self, platform: str) -> bool:
-        """Send what is held of a platform until one fails; say whether none did. Raises StoreError."""
-        for entry in await self._journal.held(platform, released=not self._senders[platform].deduplicates):
-            if entry.reply is not None and not await self.send(entry, entry.reply, again=True):
-                return False
-            await self._journal.sent(entry)
-        return True
+        """Send what is held of a platform, each user's in its order; say whether all was. Raises StoreError.
+
+        Behind one that failed its user's others in the channel wait. Where the platform does not deduplicate, one
+        that failed may have arrived: it is held again, for a person to decide.
+        """
+        safe, blocked = self._senders[platform].deduplicates, set()
+        for entry in await self._journal.held(platform, released=not safe):
+            to = entry.message.channel, entry.message.user
+            if to in blocked:
+                continue
+            if entry.reply is None or await self.send(entry, entry.reply, again=True):
+                await self._journal.sent(entry)
+            elif safe:
+                blocked.add(to)
+            else:
+                await self._journal.hold(entry)
+        return not blocked
 
 
 def nonce(platform: str, channel: str, user: str, message_id: str) -> str:

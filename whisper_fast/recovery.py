@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from .errors import Closed, StoreError, WhisperFastError
@@ -27,6 +28,8 @@ __all__ = ["Recovery"]
 
 log = logging.getLogger(__name__)
 
+LOOK = 0  # the number of no entry: look for all of them
+FOREIGN_FAILURES = 8  # of a message in code that is not ours: about four minutes
 PATIENT_FAILURES = 2  # of a message, while the user's later ones wait for it
 PATIENT_SECONDS = 8.0  # the longest pause for which they do
 
@@ -60,6 +63,9 @@ class Recovery:
         self._runs = runs
         self._retries = Retries(self._again)
         self._kept: dict[int, Place] = {}  # by entry
+        self._finishing: set[int] = set()
+        self._looking = asyncio.Lock()
+        self._look_again = False
         self.probation = asyncio.Lock()
 
     def __len__(self) -> int:
@@ -67,8 +73,9 @@ class Recovery:
 
     async def start(self) -> None:
         """Count the deaths that the claims tell of, then go on with every unfinished message. Raises StoreError."""
-        entries = await self._journal.resume(self._claims.left, self._attempts)
-        self._claims.clear()
+        await self._journal.strike(self._claims.left, self._attempts)
+        self._claims.clear()  # at once: a death from now on is not theirs
+        entries = await self._journal.resume()
         for entry in entries:
             self._go_on(entry, 0)
         if entries:
@@ -76,15 +83,18 @@ class Recovery:
 
     def look(self) -> None:
         """Look for messages that somebody else has released."""
-        self._retries.soon(0)
+        self._retries.soon(LOOK)
 
-    def failed(self, around: Round, error: Exception) -> None:
-        """Try a round again later, if it may succeed then; otherwise it waits for the next start."""
-        if isinstance(error, WhisperFastError):
-            again = error.retriable or error.mendable
-        else:
-            again = isinstance(error, TimeoutError)
-        if again:
+    def hopeless(self, around: Round, error: Exception) -> bool:
+        """Say whether a round has failed so often in somebody else's code that it is not tried again by itself."""
+        return not isinstance(error, WhisperFastError | TimeoutError) and around.failures >= FOREIGN_FAILURES
+
+    def failed(self, around: Round, error: Exception, *, recorded: bool) -> None:
+        """Try a round again later, if it may succeed then; otherwise it waits for the next start.
+
+        One whose reply is `recorded` only has to be remembered, and that is tried until it succeeds.
+        """
+        if recorded or not isinstance(error, WhisperFastError) or error.retriable or error.mendable:
             wanted = getattr(error, "retry_after", None)
             self._later(around.entries, around.place, failures=around.failures + 1, at_least=wanted)
 
@@ -130,22 +140,28 @@ class Recovery:
         if entry.reply is None:
             self._answer(entry, place, failures)
         else:
+            self._finishing.add(entry.id)
             place.start(lambda: self._finish(entry, place, failures), f"finish:{entry.message.id}", slot=False)
 
     async def _finish(self, entry: Entry, place: Place, failures: int) -> None:
-        try:
-            await self._remember(entry)
-        except (StoreError, TimeoutError) as error:
-            log.error("message %s is answered and not yet remembered: %s", entry.message.id, error)
-            self._later([entry], place, failures=failures + 1)
+        async with self.probation if self.suspect(entry) else nullcontext():
+            claim = self._claims.take(entry.id)
+            try:
+                await self._remember(entry)
+            except Exception as error:  # noqa: BLE001 - an embedder's own too: what was answered is remembered some day
+                name = type(error).__name__
+                log.error("message %s is answered and not yet remembered: %s: %s", entry.message.id, name, error)
+                self._later([entry], place, failures=failures + 1)
+            finally:
+                self._finishing.discard(entry.id)
+                self._claims.give_back(claim)
 
     async def _again(self, entry_id: int, failures: int) -> None:
         try:
-            ids = [entry_id] if entry_id else [entry.id for entry in await self._journal.unfinished()]
-            for one in ids:
-                entry = await self._journal.load(one)
-                if entry is not None and not self._runs(entry.message) and (entry_id or one not in self._retries):
-                    self._go_on(entry, failures)
+            if entry_id == LOOK:
+                await self._look()
+            elif (entry := await self._journal.load(entry_id)) is not None and not self._runs(entry.message):
+                self._go_on(entry, failures)
         except Closed:
             pass  # the next start goes on
         except StoreError as error:
@@ -153,3 +169,16 @@ class Recovery:
         finally:
             if place := self._kept.pop(entry_id, None):
                 place.leave()
+
+    async def _look(self) -> None:
+        """Go on with what nobody is at; one look at a time, and one more for all who asked meanwhile."""
+        if self._looking.locked():
+            self._look_again = True
+            return
+        async with self._looking:
+            self._look_again = True
+            while self._look_again:
+                self._look_again = False
+                for entry in await self._journal.unfinished():
+                    if not (self._runs(entry.message) or entry.id in self._retries or entry.id in self._finishing):
+                        self._go_on(entry, 0)

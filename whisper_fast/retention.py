@@ -34,7 +34,7 @@ Row = tuple[Any, ...]  # id, state, age, bytes
 class Retention:
     """Deletes finished entries older than `max_age` seconds, and the oldest of them above `max_bytes`.
 
-    Held replies go by age alone; what is unfinished or quarantined never goes.
+    Held replies go by size only when nothing else is left to go; what is unfinished or quarantined never goes.
     """
 
     def __init__(self, database: Database, journal: Journal, *, max_age: float, max_bytes: int) -> None:
@@ -57,25 +57,33 @@ class Retention:
 
     async def sweep(self) -> int:
         """Delete what is too old or too much, a few at a time; return how many. Raises StoreError."""
-        if self._kept is None:
+        before = self.deleted
+        excess = await self._sweep(await self._excess(), held=False)
+        if excess > 0:
+            await self._sweep(excess, held=True)
+        return self.deleted - before
+
+    async def _excess(self) -> int:
+        """Return how many bytes are too many; counted where the estimate, which is never too low, says so."""
+        if self._kept is None or self._kept + self._journal.written - self._counted_at > self._max_bytes:
             self._counted_at = self._journal.written
             self._kept = await self._database.read(size)
-        oldest, excess = self._journal.age - self._max_age, self._kept + self._grown() - self._max_bytes
-        cursor, before = 0, self.deleted
+        return self._kept + self._journal.written - self._counted_at - self._max_bytes
+
+    async def _sweep(self, excess: int, *, held: bool) -> int:
+        """Delete what is too old, and the oldest of what may go by size; return the bytes that are still too many."""
+        oldest, cursor = self._journal.age - self._max_age, 0
         while rows := await self._database.read(partial(finished, after=cursor)):
             cursor = rows[-1][0]
             doomed: list[Row] = []
             for row in rows:
-                if row[2] < oldest or (row[1] > 0 and excess > 0):
+                if row[2] < oldest or (excess > 0 and (held or row[1] > 0)):
                     doomed.append(row)
                     excess -= row[3]
             await self._delete(doomed)
             if len(doomed) < len(rows) and rows[-1][2] >= oldest and excess <= 0:
                 break
-        return self.deleted - before
-
-    def _grown(self) -> int:
-        return self._journal.written - self._counted_at
+        return excess
 
     async def _delete(self, rows: list[Row]) -> None:
         while rows:
@@ -87,7 +95,9 @@ class Retention:
 
 
 def size(connection: apsw.Connection) -> int:
-    return int(connection.execute("SELECT coalesce(sum(length(message) + length(reply)), 0) FROM journal").get)
+    return int(
+        connection.execute("SELECT coalesce(sum(length(message) + coalesce(length(reply), 0)), 0) FROM journal").get
+    )
 
 
 def finished(connection: apsw.Connection, after: int) -> list[Row]:

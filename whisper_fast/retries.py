@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from random import uniform
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Retries", "pause"]
 
+log = logging.getLogger(__name__)
+
 FIRST, LONGEST = 1.0, 60.0  # seconds
+CLOSE_SECONDS = 1.0  # that a cancelled try has to end
 
 
 def pause(failures: int, at_least: float | None = None) -> float:
@@ -61,7 +65,10 @@ class Retries:
             self.forget(key)
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            _, left = await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
+            for task in left:
+                log.warning("%s ignores that it is cancelled; it is left behind", task.get_name())
 
     def _after(self, delay: float, key: int, failures: int) -> None:
         if not self.closed:

@@ -75,6 +75,9 @@ class Turns:
         self._record = record
         self._in_flight: dict[Key, Ticket] = {}
         self._entered: dict[Key, list[Place]] = {}  # of messages that are being accepted
+        self._delivered: dict[
+            int, Callable[[], bool]
+        ] = {}  # by entry that is not closed: whether somebody has its reply
         self.counts = dict.fromkeys(("accepted", "answered", "failed", "duplicates", "partial"), 0)
         self.recovery = Recovery(
             journal,
@@ -138,7 +141,7 @@ class Turns:
         message = turn.message = entry.message
         known = self._in_flight.get(key(message))
         if entry.reply is not None:
-            known = Ticket.answered(entry.reply, partial(self._sent, entry) if entry.held else None)
+            known = Ticket.answered(entry.reply, partial(self._sent, entry) if entry.unsettled else None)
         if known is not None:
             self.counts["duplicates"] += 1
             place.leave()
@@ -192,8 +195,8 @@ class Turns:
             around.deliver(reply)
             self.counts["answered"] += len(around.entries)
             self.counts["partial"] += bool(turn.partial)
-            sent = await self._send(around, reply)
-            await self._remember(entry, turn.message, turn.get("embedding"), reply, sent)
+            self._delivered[entry.id] = await self._send(around, reply)
+            await self._remember(entry, turn.message, turn.get("embedding"), reply)
             turn.lap("remember")
             if self._record is not None:
                 self._record.ended(turn)
@@ -206,8 +209,13 @@ class Turns:
             around.open = False
             for slot in around.claims:
                 self._claims.give_back(slot)
-            for one in around.entries:
-                self._in_flight.pop(key(one.message), None)
+            self._landed(around)
+
+    def _landed(self, around: Round) -> None:
+        """Take a round's messages for no longer in flight; whoever sends one again begins a new turn."""
+        for entry, ticket in zip(around.entries, around.tickets, strict=True):
+            if self._in_flight.get(key(entry.message)) is ticket:
+                del self._in_flight[key(entry.message)]
 
     async def _answer(self, around: Round) -> Completion:
         """Gather what is known and ask the model; from the beginning again when the user's next message joins."""
@@ -248,15 +256,15 @@ class Turns:
 
     def _sent(self, entry: Entry) -> None:
         """Note that somebody has a reply that nobody had waited for."""
+        if entry.id in self._delivered:
+            self._delivered[entry.id] = lambda: True
         with suppress(Closed):
             self._journal.sent(entry).add_done_callback(noted)
 
-    async def _remember(
-        self, entry: Entry, message: Message, vector: Any, reply: Reply, sent: Callable[[], bool]
-    ) -> None:
+    async def _remember(self, entry: Entry, message: Message, vector: Any, reply: Reply) -> None:
         """Store conversation and memories and close the entry, all or nothing, then show them to the next turn."""
         if not message.remember or reply.finish_reason == "tool_calls":  # the round with the results is remembered
-            await self._journal.complete(entry, sent=sent)
+            await self._close(entry)
             return
         memory = {"text": message.text, "scope": message.scope, "at": message.at, "source": f"turn:{entry.id}"}
         if vector is not None:
@@ -265,9 +273,16 @@ class Turns:
             async with asyncio.timeout(REMEMBER_SECONDS):  # a hanging embedder must not hold the user's lane
                 pending = await self._memory.prepare(message.user, [memory])
         said = partial(self._conversations.insert, turn=entry.id, message=message, reply=reply.text)
-        if await self._journal.complete(entry, said, pending.insert, sent=sent):
+        if await self._close(entry, said, pending.insert):
             self._memory.publish(pending)
             self._conversations.publish(entry.id, message, reply.text)
+
+    async def _close(self, entry: Entry, *stores: Callable[[Any], Any]) -> bool:
+        """Close an entry together with what is stored of it; what nobody is known to have is its sender's again."""
+        done = await self._journal.complete(entry, *stores, sent=lambda: self._delivered.get(entry.id, nobody)())
+        if not self._delivered.pop(entry.id, nobody)():
+            self._outbox.held(entry.message.platform)
+        return done
 
     async def _failed(self, around: Round, error: Exception) -> None:
         """Tell the callers; a final error closes the entries, any other leaves them open."""
@@ -280,20 +295,22 @@ class Turns:
         why = f"status {error.status}" if quoting else error  # type: ignore[attr-defined]
         log.error("message %s: %s: %s", name, type(error).__name__, why, exc_info=None if ours else error)
         around.fail(error)
-        if getattr(error, "final", False):
-            with suppress(StoreError):  # it is tried again after the next start, and ends as it ended now
-                for entry in around.entries:
-                    await self._journal.fail(entry)
+        recorded = around.first.id in self._delivered
+        if not recorded and (getattr(error, "final", False) or self.recovery.hopeless(around, error)):
+            self._landed(around)  # first: whoever sends it again from now on finds it failed, and begins anew
+            with suppress(StoreError, Closed):  # it is tried again after the next start, and ends as it ended now
+                await asyncio.shield(self._journal.fail(around.entries))
         else:
-            self.recovery.failed(around, error)
+            self.recovery.failed(around, error, recorded=recorded)
 
     def _answer_again(self, entry: Entry, place: Place, failures: int) -> None:
         self._claim(entry, Turn(entry.message), place, failures=failures)
 
     async def _remember_again(self, entry: Entry) -> None:
-        """Remember a message whose reply is recorded; whether anybody has it is not known."""
+        """Remember a message whose reply is recorded; whether anybody has it only this process may know."""
         if entry.reply is not None:
-            await self._remember(entry, entry.message, None, entry.reply, lambda: False)
+            self._delivered.setdefault(entry.id, nobody)
+            await self._remember(entry, entry.message, None, entry.reply)
 
     async def stop(self) -> None:
         """Cancel the turns that still run; their messages stay open in the journal, and who waits is told so."""
@@ -310,6 +327,10 @@ def noted(done: asyncio.Future[Any]) -> None:
     """See the error of a note that nobody waits for: without it the reply stays listed as held."""
     if not done.cancelled() and (error := done.exception()) is not None:
         log.warning("a reply that was taken is still listed as held: %s", error)
+
+
+def nobody() -> bool:
+    return False
 
 
 def stopped() -> Closed:
