@@ -8,7 +8,7 @@ from scripted import ScriptedLLM, quick, said
 
 from whisper_fast import Engine, Settings, retries
 from whisper_fast.errors import Busy, DeadlineExceeded, Interrupted, InvalidMessage, SettingsError
-from whisper_fast.journal import audit
+from whisper_fast.lab.audit import audit
 from whisper_fast.llm.completion import Completion
 from whisper_fast.message import Delta
 

@@ -11,8 +11,7 @@ from served import served
 
 from whisper_fast import Engine, Settings
 from whisper_fast.errors import Closed
-from whisper_fast.journal import audit
-from whisper_fast.lab.audit import states
+from whisper_fast.lab.audit import audit, states
 from whisper_fast.llm import SimulatedLLM
 
 URL = "/v1/chat/completions"

@@ -19,7 +19,7 @@ from whisper_fast.errors import (
     SettingsError,
     StoreFull,
 )
-from whisper_fast.journal import audit
+from whisper_fast.lab.audit import audit
 from whisper_fast.llm import LLMPool, SimulatedLLM
 from whisper_fast.llm.completion import Completion
 

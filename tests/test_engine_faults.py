@@ -14,7 +14,7 @@ from whisper_fast.errors import (
     SettingsError,
     StoreError,
 )
-from whisper_fast.journal import audit
+from whisper_fast.lab.audit import audit
 from whisper_fast.llm.wire import refusal
 from whisper_fast.store.backup import restore
 

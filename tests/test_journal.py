@@ -15,7 +15,7 @@ from served import served
 
 from whisper_fast import Engine, Settings, clock, journal, retries
 from whisper_fast.errors import IdReused, InvalidMessage, LLMUnavailable, Quarantined, StoreLocked
-from whisper_fast.journal import audit
+from whisper_fast.lab.audit import audit
 from whisper_fast.outbox import nonce
 from whisper_fast.store import schema
 from whisper_fast.store.claims import Claims

@@ -9,7 +9,7 @@ from scripted import ScriptedLLM, said
 
 from whisper_fast import Engine, Settings, retries
 from whisper_fast.errors import Closed, StoreIOError
-from whisper_fast.journal import audit
+from whisper_fast.lab.audit import audit
 
 
 @pytest.fixture

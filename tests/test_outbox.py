@@ -9,7 +9,7 @@ from scripted import quick, said
 
 from whisper_fast import Engine, Settings, journal, retries
 from whisper_fast.errors import StoreIOError
-from whisper_fast.journal import audit
+from whisper_fast.lab.audit import audit
 
 
 @pytest.fixture

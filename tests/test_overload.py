@@ -12,7 +12,7 @@ from served import served
 from whisper_fast import Engine, Settings, clock
 from whisper_fast.admission import UNMEASURED, Admission
 from whisper_fast.errors import Overloaded
-from whisper_fast.journal import audit
+from whisper_fast.lab.audit import audit
 from whisper_fast.lanes import Lanes
 from whisper_fast.llm import SimulatedLLM
 

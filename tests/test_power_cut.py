@@ -5,6 +5,7 @@ from contextlib import closing, suppress
 
 import pytest
 
+from whisper_fast import journal
 from whisper_fast.errors import StoreError
 from whisper_fast.lab.faulty_disk import FaultyDisk, memory_folder
 from whisper_fast.lab.power_cut import cuts, record
@@ -63,6 +64,20 @@ async def test_the_cuts_find_what_they_look_for(monkeypatch, way):
         if found["lost"] + found["damaged"]:
             return
     raise AssertionError(f"3,200 power cuts and nothing lost: {found}")
+
+
+async def test_a_turn_that_is_led_twice_is_found(monkeypatch):
+    """A journal that does not know what was delivered before: each cut after a second answer counts it."""
+    insert = journal.insert
+
+    def always_new(connection, message, body, age):
+        entry = insert(connection, message, body, age)
+        connection.execute("UPDATE journal SET channel = 'n' || id WHERE id = ?", (entry.id,))
+        return entry
+
+    monkeypatch.setattr(journal, "insert", always_new)
+    found = await total(20, 1, monkeypatch)
+    assert found["twice"] > 0
 
 
 def with_a_sync(disk, random, messages):

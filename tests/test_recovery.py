@@ -12,7 +12,7 @@ from scripted import ScriptedLLM, quick, said
 
 from whisper_fast import Engine, Settings, journal, lanes, recovery, retries
 from whisper_fast.errors import Closed, InvalidMessage, LLMRejected, LLMUnavailable, Overloaded
-from whisper_fast.journal import audit
+from whisper_fast.lab.audit import audit
 
 
 @pytest.fixture

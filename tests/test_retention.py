@@ -9,7 +9,7 @@ import pytest
 from scripted import ScriptedLLM, quick, said
 
 from whisper_fast import Engine, Settings, clock, retention
-from whisper_fast.journal import audit
+from whisper_fast.lab.audit import audit
 
 YEAR = 365 * 86_400
 

@@ -7,7 +7,7 @@ from scripted import said
 
 from whisper_fast import Engine, Settings
 from whisper_fast.errors import Closed
-from whisper_fast.journal import audit
+from whisper_fast.lab.audit import audit
 from whisper_fast.llm import SimulatedLLM
 
 

@@ -15,7 +15,6 @@ state that reached the disk; a message delivered again finds its entry.
 from __future__ import annotations
 
 import logging
-from contextlib import closing
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -24,18 +23,16 @@ import msgspec
 from . import clock
 from .errors import IdReused, InvalidMessage, Quarantined, StoreError
 from .message import Message, Reply
-from .store.files import DATABASE, connect
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
 
     import apsw
 
     from .store.sqlite import Database
 
-__all__ = ["REPLIED", "STATES", "Entry", "Journal", "audit", "drop", "encoded", "last", "listed", "release", "stub"]
+__all__ = ["REPLIED", "STATES", "Entry", "Journal", "drop", "encoded", "last", "listed", "release", "stub"]
 
 ACCEPTED, ANSWERED, DONE, FAILED, HELD, QUARANTINED, RELEASED = 0, 1, 2, 3, -1, -2, -3
 STATES = {
@@ -342,25 +339,3 @@ def drop(connection: apsw.Connection, entry_id: int) -> bool:
              WHERE id = ? AND state < 0"""
     connection.execute(sql, (entry_id,))
     return bool(connection.changes())
-
-
-def audit(data_dir: Path) -> dict[str, int]:
-    """Count a data folder's journal; reads the file alone, beside a running engine or after its death.
-
-    accepted, answered (a reply is recorded), done (remembered), open, failed, held, quarantined, and duplicated:
-    turns stored more than once. Raises StoreError.
-    """
-    counts = {
-        "accepted": "1",
-        "answered": "state IN (1, 2, -1, -3)",
-        "done": "state IN (2, -1, -3)",
-        "open": "state IN (0, 1)",
-        "failed": "state = 3",
-        "held": "state IN (-1, -3)",
-        "quarantined": "state = -2",
-    }
-    columns = ", ".join(f"count(*) FILTER (WHERE {rule})" for rule in counts.values())
-    twice = "SELECT count(*) - count(DISTINCT turn) FROM conversation"
-    with closing(connect(data_dir / DATABASE)) as connection:
-        row = connection.execute(f"SELECT {columns} FROM journal").get  # noqa: S608 - rules of ours
-        return {**dict(zip(counts, row, strict=True)), "duplicated": connection.execute(twice).get}

@@ -1,4 +1,4 @@
-"""The demonstration: the bot's sequential way against the engine on the same work, then a kill -9 and the count."""
+"""The demonstration: the bot's sequential way and the engine on the same work, then kills with -9 and the count."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .. import clock
 from ..engine import Engine
 from ..llm import SimulatedLLM
+from ..settings import Settings
 from . import users as people
-from .crash import crash, lab_settings
 from .figures import Figures
+from .prove.crash import Crash
 from .reference import Sequential
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from ..memory import MemoryStore
     from ..message import Message, Reply
 
-__all__ = ["Plan", "demo"]
+__all__ = ["Plan", "demo", "lab_settings"]
+
+KILLS = 10
 
 
 class Plan(NamedTuple):
@@ -34,26 +37,21 @@ class Plan(NamedTuple):
 
 
 async def demo(plan: Plan, show: Callable[[str, Figures], None]) -> dict[str, Any]:
-    """Run both sides and the crash; return sequential, engine, speedup, accepted, lost, duplicated.
+    """Run both sides and the crash; return sequential, engine, speedup, kills, accepted, lost, duplicated.
 
     `show(side, figures)` is called as turns end. Raises StoreError.
     """
     with TemporaryDirectory(prefix="whisper-fast-demo-") as folder:
         sequential = await run_sequential(plan, Path(folder, "sequential"), show)
         engine = await run_engine(plan, Path(folder, "engine"), show)
-        kill_after = 3 * plan.users + plan.users // 2  # in the middle of the fourth round
-        counted = await crash(
-            Path(folder, "crash"),
-            users=plan.users,
-            seed=plan.seed,
-            llm_latency=plan.llm_latency,
-            kill_after=kill_after,
-        )
+        killing = Crash(KILLS, plan.seed)
+        await killing.run(Path(folder, "crash"), lambda share, words: None)
+        counted = killing.figures()
     return {
         "sequential": sequential.as_dict(),
         "engine": engine.as_dict(),
         "speedup": round(engine.turns_per_s / sequential.turns_per_s, 2),
-        **counted,
+        **{name: counted[name] for name in ("kills", "accepted", "lost", "duplicated")},
     }
 
 
@@ -70,6 +68,11 @@ async def run_engine(plan: Plan, folder: Path, show: Callable[[str, Figures], No
     async with Engine.open(lab_settings(folder, plan.users), llm=model) as engine:
         await tell(engine.memory, plan)
         return await measure("engine", engine.respond, plan, show)
+
+
+def lab_settings(data_dir: Path, users: int) -> Settings:
+    """Return the settings of a run: room for every user's call to the model at once."""
+    return Settings(data_dir=data_dir, max_concurrent_requests=max(50, users))
 
 
 async def tell(memory: MemoryStore, plan: Plan) -> None:

@@ -22,6 +22,7 @@ from ..message import Message, Reply
 from ..store.files import DATABASE, connect
 from ..store.opened import Opened
 from ..store.sqlite import Database
+from . import audit
 from .faulty_disk import FaultyDisk, memory_folder
 from .platter import Platter
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from .platter import Event
 
-__all__ = ["cuts", "record"]
+__all__ = ["compared", "cuts", "record"]
 
 SECOND: Final = 0.2  # the share of cuts with a second one while the engine starts
 AGAIN: Final = 24  # messages that are delivered again to the next process
@@ -133,8 +134,7 @@ def audited(left: dict[str, bytes], promised: dict[str, set[str]], random: Rando
                 open_and_cut(folder, random)
             opened = Opened.make(folder / DATABASE, exclusive=True, vfs=None)
             opened.close()
-            with closing(connect(folder / DATABASE)) as connection:
-                return compared(connection, promised)
+            return compared(folder, promised)
         except (StoreError, apsw.Error):
             return {"lost": 0, "twice": 0, "damaged": 1}
 
@@ -149,10 +149,11 @@ def open_and_cut(folder: Path, random: Random) -> None:
         disk.power_on()
 
 
-def compared(connection: apsw.Connection, promised: dict[str, set[str]]) -> dict[str, int]:
-    found = dict(connection.execute("SELECT message_id, reply IS NOT NULL FROM journal"))
+def compared(folder: Path, promised: dict[str, set[str]]) -> dict[str, int]:
+    """Return what a cut has cost, as `cuts` says, of the messages `accepted` and `answered` before it."""
+    found = audit.states(folder)
     missing = promised["accepted"] - found.keys()
-    again = {name for name in promised["answered"] if not found.get(name)}
-    stored = connection.execute("SELECT count(*) - count(DISTINCT turn) FROM conversation").get
-    sound = connection.pragma("integrity_check") == "ok"
-    return {"lost": len(missing), "twice": len(again) + int(stored), "damaged": int(not sound)}
+    again = promised["answered"] - audit.answered(found)
+    with closing(connect(folder / DATABASE)) as connection:
+        sound = connection.pragma("integrity_check") == "ok"
+    return {"lost": len(missing), "twice": len(again) + audit.duplicated(folder), "damaged": int(not sound)}

@@ -2,7 +2,7 @@
 
 Each kill ends a child process (`victim`) by SIGKILL, half of them at a random moment, its start and its recovery
 included, half at a named point (`points`). The next child opens what the last one left. After every `ROUND` kills a
-last child finishes what is open, and the folder is audited from outside (`ledger`).
+last child finishes what is open, and the folder is audited from outside (`lab/audit.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from ...errors import StoreError
-from .ledger import Ledger
+from ..audit import Ledger
 from .points import POINTS
 from .proof import Proof
 from .victim import Life

@@ -16,9 +16,9 @@ from ...engine import Engine
 from ...errors import Closed
 from ...message import Message
 from ...settings import Settings
-from .ledger import Ledger
+from ..audit import Ledger, digest, duplicated
 from .proof import Proof
-from .victim import Voice, digest
+from .victim import Voice
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,13 +75,13 @@ class Duplicates(Proof):
                 if not hasty:
                     await asyncio.gather(*workers)
             await asyncio.gather(*workers)
-        self._stored_twice, self._lost = self._ledger.stored_twice(folder), self._ledger.lost(folder)
+        self._stored_twice, self._lost = duplicated(folder), self._ledger.lost(folder)
 
     def figures(self) -> dict[str, Any]:
         """Return deliveries, duplicates (other answers to a message, turns stored twice), lost, messages, heard."""
         return {
             "deliveries": self._delivered,
-            "duplicates": self._stored_twice + sum(len(heard) > 1 for heard in self._ledger.heard.values()),
+            "duplicates": self._stored_twice + self._ledger.contradicted,
             "lost": self._lost,
             "messages": self._fresh,
             "heard": len(self._ledger.heard),

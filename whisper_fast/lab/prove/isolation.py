@@ -3,7 +3,9 @@
 Every user has a word that nobody else ever says (`users.word`), and tells something in each scope, marked with a word
 of that scope. Users then ask, in every scope, for their own things and for other people's words: through the memory
 itself, and through whole turns with caches, batches, streams and failures. A leak is an answer, prompt, stream, error
-or log line that holds a word which its user, in that scope, may not hear.
+or cached turn that holds a word which its user, in that scope, may not hear, a memory that is kept for somebody else,
+a text that got another's vector in a batch, and any log line, of any logger, with such a word in it or in its
+traceback.
 
     asked in            may hear what was told in
     dm                  dm, global, every server's public channels
@@ -17,9 +19,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import traceback
+from contextlib import contextmanager
 from random import Random
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import numpy as np
 
 from ...engine import Engine
 from ...errors import LLMRejected, WhisperFastError
@@ -30,14 +36,18 @@ from ..users import word
 from .proof import Proof
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from ...llm.completion import Completion
     from ...message import ChatMessage, Recalled
     from .proof import Show
 
 __all__ = ["Isolation"]
+
+K = TypeVar("K")
 
 MAY_HEAR = {
     "dm": {"dm", "global", "server:1/public", "server:2/public"},
@@ -51,13 +61,14 @@ SCOPES = tuple(MAY_HEAR)
 MARKS = {f"mark{number}kram": scope for number, scope in enumerate(SCOPES)}
 MARK_OF = {scope: mark for mark, scope in MARKS.items()}
 CANARY = re.compile(r"zq\d+qz|mark\d+kram")
-PLACES = ("recalls", "prompts", "replies", "streams", "errors", "logs")
+PLACES = ("recalls", "prompts", "replies", "streams", "errors", "caches", "batches", "logs")
+LOOKED_AT = 64  # entries of each cache, after each talk
 AT_ONCE = 256  # recalls, or turns
 TURNS_SHARE = 200  # recalls for each turn
 
 
 class Parrot(SimulatedLLM):
-    """A model that repeats its whole prompt, and refuses now and then, repeating it in the error."""
+    """A model that repeats its whole prompt; now and then it refuses, and repeats it in the error."""
 
     def __init__(self, proof: Isolation) -> None:
         super().__init__(latency=0.0)
@@ -76,16 +87,35 @@ class Parrot(SimulatedLLM):
 
 
 class Eavesdropper(logging.Handler):
-    """Counts log lines that hold any canary word: a log belongs to nobody."""
+    """Counts log lines that hold any canary word, in their traceback too: a log belongs to nobody."""
 
     def __init__(self, proof: Isolation) -> None:
         super().__init__()
+        self.setFormatter(logging.Formatter("%(name)s %(message)s"))
         self._proof = proof
 
     def emit(self, record: logging.LogRecord) -> None:
         """Look at a line."""
         self._proof.seen["logs"] += 1
-        self._proof.leaks["logs"] += bool(CANARY.search(record.getMessage()))
+        self._proof.leaks["logs"] += bool(CANARY.search(self.format(record)))
+
+
+@contextmanager
+def overheard(proof: Isolation) -> Iterator[None]:
+    """Look at whatever any logger of this process says, down to its least word."""
+    ears, root, ours = Eavesdropper(proof), logging.getLogger(), logging.getLogger("whisper_fast")
+    before = root.level, ours.level, ours.propagate
+    root.addHandler(ears)
+    root.setLevel(logging.DEBUG)
+    ours.setLevel(logging.DEBUG)
+    ours.propagate = True
+    try:
+        yield
+    finally:
+        root.removeHandler(ears)
+        root.setLevel(before[0])
+        ours.setLevel(before[1])
+        ours.propagate = before[2]
 
 
 class Isolation(Proof):
@@ -113,18 +143,15 @@ class Isolation(Proof):
         """Tell, then recall and talk."""
         self._began = perf_counter()
         settings = Settings(data_dir=folder, process_pool_size=1, max_wait_seconds=3600.0, max_waiting=1_000_000)
-        eavesdropper, ours = Eavesdropper(self), logging.getLogger("whisper_fast")
-        ours.addHandler(eavesdropper)
-        try:
+        with overheard(self):
             async with self._engine.open(settings, llm=Parrot(self)) as engine:
                 await self._tell(engine)
                 while self.seen["recalls"] < self.recalls:
                     await self._recall(engine)
                     if self._due():
                         await self._talk(engine)
+                        self._look_inside(engine)
                     show(self.seen["recalls"] / self.recalls, f"{self.seen['recalls']} recalls")
-        finally:
-            ours.removeHandler(eavesdropper)
 
     def figures(self) -> dict[str, Any]:
         """Return recalls, leaks; how much was looked at and what leaked, by place; memories found."""
@@ -186,6 +213,27 @@ class Isolation(Proof):
             setattr(engine.flags, flag, self._random.random() < 0.8)
         await asyncio.gather(*(self._turn(engine) for _ in range(AT_ONCE)))
 
+    def _look_inside(self, engine: Engine) -> None:
+        """Look at some of what is kept in memory: turns, memories, and the vectors that came out of batches."""
+        turns, segments = engine._conversations.cache, engine.memory.caches()["segments"]
+        for key in self._some(turns.keys()):
+            for one in turns.get(key) or ():
+                for message in one.messages:
+                    self.hold(str(message["content"]), int(key[0][1:]), key[3], "caches")
+        for name in self._some(segments.keys()):
+            if (segment := segments.get(name)) is not None:
+                kept = segment.recalled((row, 0.0) for row in range(len(segment)))
+                self.seen["caches"] += 1
+                self.leaks["caches"] += not all(word(int(name[1:])) in memory.text for memory in kept)
+        vectors = engine.memory._embed._questions
+        for text in self._some(vectors.keys()):
+            if (vector := vectors.get(text)) is not None:
+                self.seen["batches"] += 1
+                self.leaks["batches"] += not np.allclose(vector, alone(engine, text), atol=1e-5)
+
+    def _some(self, keys: list[K]) -> list[K]:
+        return self._random.sample(keys, min(LOOKED_AT, len(keys)))
+
     async def _turn(self, engine: Engine) -> None:
         user, scope = self._random.randrange(self.users), self._random.choice(SCOPES)
         text = f"{user} {scope} what is the {self._thing()} of {word(user)} {MARK_OF[scope]}"
@@ -199,7 +247,13 @@ class Isolation(Proof):
                 reply = await engine.respond(message)
                 self.hold(reply.text + " ".join(memory.text for memory in reply.memories), user, scope, "replies")
         except WhisperFastError as error:
-            self.hold(str(error), user, scope, "errors")
+            self.hold("".join(traceback.format_exception(error)), user, scope, "errors")
+
+
+def alone(engine: Engine, text: str) -> NDArray[np.float32]:
+    """Return the vector of a text that is in no batch."""
+    [vector] = cast("NDArray[np.float32]", engine.embedder.embed([text]))
+    return cast("NDArray[np.float32]", vector)
 
 
 def fits(memory: Recalled, user: int, scope: str) -> bool:

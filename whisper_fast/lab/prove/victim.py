@@ -14,7 +14,6 @@ import asyncio
 import logging
 import os
 import sys
-from hashlib import blake2b
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -26,6 +25,7 @@ from ...engine import Engine
 from ...llm import SimulatedLLM
 from ...models.embedder import StaticEmbedder
 from ...settings import Settings
+from ..audit import digest
 from ..users import message
 from .points import arm
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ...message import ChatMessage, Message
     from ...ticket import Ticket
 
-__all__ = ["Life", "Voice", "digest", "settings"]
+__all__ = ["Life", "Voice", "settings"]
 
 REDELIVERED = 0.2
 UNDER_WAY = 3  # messages of one user at a time
@@ -61,11 +61,6 @@ class Voice(SimulatedLLM):
         """Answer, differently each time."""
         answer = await super().chat(messages, **params)
         return msgspec.structs.replace(answer, text=f"{os.urandom(8).hex()} {answer.text}")
-
-
-def digest(text: str) -> str:
-    """Return what stands for a reply's text."""
-    return blake2b(text.encode(errors="replace"), digest_size=8).hexdigest()
 
 
 def settings(folder: str) -> Settings:
