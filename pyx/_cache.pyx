@@ -2,8 +2,11 @@
 
 Entries live in one array and are named by their slot in it. An index (open addressing with linear probing over 27
 mixed bits of the key's hash, four sevenths full; removal shifts the run back, so that there are no tombstones) finds
-them, and each is in one of two queues in order of last use: the window or the main queue. All of it takes 62 bytes
-an entry (48 the entry, 7 the index, 7 the ghosts), and the shadows up to 200 KB whatever the entries.
+them, and each is in one of two queues in order of last use: the window or the main queue. A third holds guesses: the
+first to go, and nothing to the policy until somebody asks for them. A slot takes 62 bytes (48 the entry, 7 the index,
+7 the ghosts). There are as many as the bound will hold, where the entries so far tell; else they grow by a third, and
+from 8,192 by an eighth: 83 and 70 bytes an entry at worst. The shadows take 100 KB more at most, so a full cache of
+1,000 entries takes up to 162 bytes each, of 10,000 67 and of 100,000 63.
 
 Which entry goes (src/cache_policy.c). Two rules decide who is in the main queue; `now` counts accesses:
 
@@ -40,28 +43,16 @@ from libc.math cimport INFINITY, isfinite, log
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from _entries cimport (
-    WF_NO_SLOT,
-    WF_TAG_BITS,
-    wf_cache,
-    wf_cache_begin,
-    wf_cache_bytes,
-    wf_cache_end,
-    wf_cache_insert,
-    wf_cache_make_room,
-    wf_cache_release,
-    wf_cache_reserve,
-    wf_cache_reweigh,
-    wf_cache_shed,
-    wf_cache_touch,
-    wf_cache_unlink,
-    wf_cache_unlink_all,
+    WF_GUESS, WF_LEAVING, WF_NO_SLOT, WF_TAG_BITS, wf_cache, wf_cache_begin, wf_cache_bytes, wf_cache_chance,
+    wf_cache_end, wf_cache_find_room, wf_cache_insert, wf_cache_make_room, wf_cache_release,
+    wf_cache_reserve, wf_cache_reweigh, wf_cache_shed, wf_cache_touch, wf_cache_unlink, wf_cache_unlink_all, wf_entry,
 )
 from _gc cimport PYGEN_RETURN, PySendResult, PyTypeObject, inquiry, traverseproc, visitproc
 from monotonic cimport wf_monotonic
 
 from types import GenericAlias
 
-__all__ = ["Held", "Table"]
+__all__ = ["Held", "Table", "bounded"]
 
 cdef enum:
     RESTARTS = 1000  # searches that a comparison may upset before we give up
@@ -80,7 +71,8 @@ cdef double checked(object number, str name) except -1:
     return value
 
 
-cdef double bounded(object max_weight) except -1:
+cpdef double bounded(object max_weight) except -1:
+    """Return a bound as a float; raises ValueError if it is negative, NaN or infinite."""
     cdef double bound = checked(max_weight, "max_weight")
     if not isfinite(bound):
         raise ValueError("max_weight is infinite; a cache must be bounded")
@@ -94,6 +86,7 @@ cdef class Table:
     cdef double lifetime, ahead
     cdef uint64_t dice  # of xorshift; never 0
     cdef public double _took  # seconds of a load, lately
+    cdef public object _resizing  # what may change the bound now
     cdef bint pairwise
     cdef object weigher, on_evict, clock
     cdef readonly dict _loading  # key -> who is loading it now; a change of the key takes the right to store away
@@ -140,8 +133,15 @@ cdef class Table:
     def keys(self):
         """Return the keys held now as a list; it reads nothing and expires nothing."""
         cdef list held = [None] * self.table.count  # made first: making a list may run a finaliser
-        cdef Py_ssize_t at = self._list(held, 0, self.table.main.oldest)
-        return held[:self._list(held, at, self.table.window.oldest)]
+        cdef Py_ssize_t at = 0
+        cdef int32_t slot
+        cdef wf_entry *entry
+        for slot in range(self.table.capacity):
+            entry = &self.table.entries[slot]
+            if entry.key != NULL and entry.newer != WF_LEAVING and at < len(held):
+                held[at] = <object>entry.key
+                at += 1
+        return held[:at]
 
     def __contains__(self, key):
         return self._read(key) >= 0
@@ -186,13 +186,16 @@ cdef class Table:
             return self._load(key, loader)
         self.hits += 1
         wf_cache_touch(&self.table, slot)
-        held = Held.__new__(Held)
-        held.value = <object>self.table.entries[slot].value
-        if self.ahead > 0.0 and self._due(self.table.entries[slot].expires):
+        cdef double expires = self.table.entries[slot].expires
+        value = <object>self.table.entries[slot].value
+        held = Held.__new__(Held)  # which may run a finaliser that changes the cache: from here on `slot` is nothing
+        held.value = value
+        if self.ahead > 0.0 and self._due(expires):
             self._refresh(key, loader)
         return held
 
-    def _peek(self, key, default):
+    def peek(self, key, default=None):
+        """Return the value under `key`, or `default`, without counting it as asked for."""
         cdef int32_t slot = self._read(key)
         return default if slot < 0 else <object>self.table.entries[slot].value
 
@@ -210,6 +213,14 @@ cdef class Table:
         is negative or NaN, TypeError for an unhashable key.
         """
         return self._put(key, value, self._weigh(key, value, weight), self._lifetime(ttl))
+
+    def guess(self, key, value, *, weight=None, ttl=None):
+        """Store what nobody has asked for yet, on probation; return whether there was room, and nothing under `key`.
+
+        It takes only room that is free, or held by what has expired or by other guesses, and is the first to go until
+        somebody asks for it: then it is as if it were put at that moment.
+        """
+        return self._put(key, value, self._weigh(key, value, weight), self._lifetime(ttl), True)
 
     def put_many(self, items, *, weight=None, ttl=None):
         """Store a mapping, or pairs of key and value; return how many were stored."""
@@ -242,21 +253,23 @@ cdef class Table:
         self._let_go(leaving, True)
         return heavy <= self.table.max_weight
 
-    def shrink(self, max_weight, seconds=INFINITY):
+    def shrink(self, max_weight, seconds=INFINITY, by=None):
         """Evict towards a lower bound for about `seconds`; return whether it holds now. Raises ValueError.
 
-        Until then the bound is what is held.
+        Until then the bound is what is held. `by` is who resizes; if `_resizing` is another, nothing is left to do.
         """
         cdef double bound = bounded(max_weight), until = wf_monotonic() + <double>seconds
         cdef double now = self._now() if self.table.timed else -INFINITY
-        while self.table.count and self.table.weight > bound:
-            self._let_go(wf_cache_shed(&self.table, bound, SLICE, now), True)
+        cdef int32_t leaving
+        while self._resizing is by and self.table.count and self.table.weight > bound:
+            leaving = wf_cache_shed(&self.table, bound, SLICE, now)
             self.table.max_weight = max(bound, self.table.weight)
+            self._let_go(leaving, True)
             if wf_monotonic() >= until:
                 break
-        if not self.table.weight > bound:
+        if self._resizing is by and not self.table.weight > bound:
             self.table.max_weight = bound
-        return self.table.max_weight == bound
+        return self._resizing is not by or self.table.max_weight == bound
 
     def pop(self, key, default=None):
         """Remove `key` and return its value, or `default`."""
@@ -276,14 +289,6 @@ cdef class Table:
         self._let_all_go()
 
     # ---- inside: what may run Python code
-
-    @cython.final
-    cdef Py_ssize_t _list(self, list held, Py_ssize_t at, int32_t slot) except -1:
-        while slot != WF_NO_SLOT and at < len(held):
-            held[at] = <object>self.table.entries[slot].key
-            slot = self.table.entries[slot].newer
-            at += 1
-        return at
 
     @cython.final
     cdef object _get(self, object key, object default):
@@ -340,10 +345,7 @@ cdef class Table:
         """Return whether to load again already: now + took * ahead * -ln(u) >= expires, with u uniform in (0, 1]."""
         if expires == INFINITY or self._took <= 0.0:
             return False
-        self.dice ^= self.dice << 13
-        self.dice ^= self.dice >> 7
-        self.dice ^= self.dice << 17
-        return self._now() - self._took * self.ahead * log(<double>((self.dice >> 11) + 1) * 2.0**-53) >= expires
+        return self._now() - self._took * self.ahead * log(wf_cache_chance(&self.dice)) >= expires
 
     @cython.final
     cdef double _now(self) except? -1:
@@ -362,11 +364,11 @@ cdef class Table:
         return self.lifetime if ttl is None else checked(ttl, "ttl")
 
     @cython.final
-    cdef bint _put(self, object key, object value, double weight, double lifetime) except -1:
+    cdef bint _put(self, object key, object value, double weight, double lifetime, bint guess=False) except -1:
         cdef uint32_t tag = tag_of(key)
-        cdef int32_t slot, leaving = WF_NO_SLOT, replaced = WF_NO_SLOT
+        cdef int32_t slot, leaving = WF_NO_SLOT, replaced = WF_NO_SLOT, stored
         cdef double now = self._now() if self.table.timed or lifetime != INFINITY else -INFINITY, expires
-        if self._loading:
+        if self._loading and not guess:
             self._loading.pop(key, None)
         slot = self._find(key, tag)
         # From here to the last lines no Python code runs.
@@ -376,21 +378,28 @@ cdef class Table:
             if self.table.entries[slot].expires <= now:
                 self.table.expirations += 1
                 leaving = wf_cache_unlink(&self.table, slot, WF_NO_SLOT)
+            elif guess:
+                return False
             else:
                 self.removals += 1
                 replaced = wf_cache_unlink(&self.table, slot, WF_NO_SLOT)
-        if weight > self.table.max_weight:
-            self.refused += 1
-        else:
+        stored = weight <= self.table.max_weight
+        self.refused += not stored
+        if guess:
+            stored = wf_cache_find_room(&self.table, weight, now, &leaving)
+        elif stored:
             leaving = wf_cache_make_room(&self.table, weight, now, leaving)
+        if stored:
             expires = now + lifetime if lifetime != INFINITY else INFINITY
             Py_INCREF(key)
             Py_INCREF(value)
-            wf_cache_insert(&self.table, <void *>key, <void *>value, tag, weight, expires, replaced)
+            wf_cache_insert(
+                &self.table, <void *>key, <void *>value, tag, weight, expires, WF_GUESS if guess else replaced
+            )
             self.puts += 1
         self._let_go(replaced, False)
         self._let_go(leaving, True)
-        return weight <= self.table.max_weight
+        return stored != 0
 
     @cython.final
     cdef int _let_all_go(self) except -1:

@@ -4,6 +4,7 @@ from libc.stdint cimport int32_t, uint32_t, uint64_t
 cdef extern from "cache.h" nogil:
     enum:
         WF_NO_SLOT
+        WF_GUESS
         WF_LEAVING
         WF_TAG_BITS
 
@@ -30,12 +31,14 @@ cdef extern from "cache.h" nogil:
         int32_t arm
         wf_queue window
         wf_queue main
+        wf_queue guesses
         uint64_t epoch
         double weight
         double max_weight
         uint64_t evictions
         uint64_t expirations
 
+    double wf_cache_chance(uint64_t *dice)
     int wf_cache_begin(wf_cache *cache)
     int wf_cache_reserve(wf_cache *cache)
     void wf_cache_end(wf_cache *cache)
@@ -43,6 +46,7 @@ cdef extern from "cache.h" nogil:
     int32_t wf_cache_insert(
         wf_cache *cache, void *key, void *value, uint32_t tag, double weight, double expires, int32_t replaced
     )
+    int wf_cache_find_room(wf_cache *cache, double weight, double now, int32_t *chain)
     void wf_cache_touch(wf_cache *cache, int32_t slot)
     int32_t wf_cache_unlink(wf_cache *cache, int32_t slot, int32_t chain)
     int32_t wf_cache_unlink_all(wf_cache *cache)

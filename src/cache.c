@@ -5,6 +5,7 @@
 #include <string.h>
 
 #define SMALLEST 8    /* slots at first, and of each growth */
+#define LARGE (1 << 13) /* slots from which it grows by an eighth at a time; a third below */
 #define MOST (1 << 30)
 #define EIGHTHS 14    /* of a ghost for each entry; 8 ghosts are a bucket */
 #define FIRST_ARM 1   /* which policy rules until the shadows have seen something */
@@ -51,10 +52,10 @@ static void leave_index(wf_cache *c, int32_t slot)
     c->index[hole] = WF_NO_SLOT;
 }
 
-/* A third more, but hardly more than what the bound will hold of entries like these. */
+/* Hardly more than what the bound will hold of entries like these. */
 static int32_t larger(const wf_cache *c)
 {
-    double grown = c->capacity + c->capacity / 3 + SMALLEST;
+    double grown = c->capacity + c->capacity / (c->capacity < LARGE ? 3 : 8) + SMALLEST;
     double bound = c->weight > 0.0 ? c->count * (c->max_weight / c->weight) + 2 : grown;
     if (bound > c->capacity && bound < grown)
         grown = bound;
@@ -101,11 +102,19 @@ static int grow(wf_cache *c)
     return 0;
 }
 
+double wf_cache_chance(uint64_t *dice)
+{
+    *dice ^= *dice << 13;
+    *dice ^= *dice >> 7;
+    *dice ^= *dice << 17;
+    return (double)((*dice >> 11) + 1) * 0x1p-53;
+}
+
 int wf_cache_begin(wf_cache *c)
 {
     memset(c, 0, sizeof *c);
     c->free = WF_NO_SLOT;
-    c->window = c->main = (wf_queue){WF_NO_SLOT, WF_NO_SLOT, 0.0};
+    c->window = c->main = c->guesses = (wf_queue){WF_NO_SLOT, WF_NO_SLOT, 0.0};
     c->arm = FIRST_ARM;
     return grow(c);
 }
@@ -144,7 +153,10 @@ int32_t wf_cache_insert(wf_cache *c, void *key, void *value, uint32_t tag, doubl
     c->free = c->entries[slot].newer;
     c->entries[slot] = (wf_entry){.key = key, .value = value, .weight = weight, .expires = expires, .tag = tag};
     enter_index(c, slot);
-    wf_cache_settle(c, slot, replaced);
+    if (replaced == WF_GUESS)
+        wf_cache_enter(c, slot, 0);
+    else
+        wf_cache_settle(c, slot, replaced);
     c->weight += weight;
     c->count++;
     c->timed += expires != INFINITY;
@@ -176,7 +188,7 @@ int32_t wf_cache_unlink_all(wf_cache *c)
             chain = slot;
         }
     memset(c->index, 0xFF, c->size * sizeof *c->index);
-    c->window = c->main = (wf_queue){WF_NO_SLOT, WF_NO_SLOT, 0.0};
+    c->window = c->main = c->guesses = (wf_queue){WF_NO_SLOT, WF_NO_SLOT, 0.0};
     c->count = c->timed = 0;
     c->weight = 0.0;
     c->epoch++;
@@ -196,10 +208,21 @@ static int32_t evict(wf_cache *c, double now, int32_t chain)
     return wf_cache_unlink(c, slot, chain);
 }
 
+int wf_cache_find_room(wf_cache *c, double weight, double now, int32_t *chain)
+{
+    while (c->weight + weight > c->max_weight && wf_cache_expired(c, now) != WF_NO_SLOT)
+        *chain = evict(c, now, *chain);
+    if (c->weight - c->guesses.weight + weight > c->max_weight)
+        return 0;
+    while (c->weight + weight > c->max_weight && c->guesses.oldest != WF_NO_SLOT)
+        *chain = evict(c, now, *chain);
+    return c->weight + weight <= c->max_weight;
+}
+
 int32_t wf_cache_make_room(wf_cache *c, double weight, double now, int32_t chain)
 {
     while (c->weight + weight > c->max_weight) {
-        if (c->window.oldest == WF_NO_SLOT && c->main.oldest == WF_NO_SLOT) {
+        if (c->window.oldest == WF_NO_SLOT && c->main.oldest == WF_NO_SLOT && c->guesses.oldest == WF_NO_SLOT) {
             c->weight = 0.0; /* a rounding error was all that was left */
             break;
         }
@@ -211,7 +234,8 @@ int32_t wf_cache_make_room(wf_cache *c, double weight, double now, int32_t chain
 int32_t wf_cache_shed(wf_cache *c, double bound, int32_t most, double now)
 {
     int32_t chain = WF_NO_SLOT;
-    while (most-- > 0 && c->count && c->weight > bound)
+    uint32_t shadows = c->shadows;
+    while (most-- > 0 && c->count && c->weight > bound && c->shadows == shadows)
         chain = evict(c, now, chain);
     return chain;
 }

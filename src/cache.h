@@ -9,6 +9,7 @@
 
 #define WF_NO_SLOT (-1)
 #define WF_LEAVING (-2) /* `newer` of a slot that is unlinked and not yet released */
+#define WF_GUESS (-3)   /* for `replaced`: nobody has asked for what is inserted */
 #define WF_TAG_BITS 27
 
 typedef struct {
@@ -17,7 +18,7 @@ typedef struct {
     double weight;
     double expires;      /* on the clock; infinite: never */
     uint32_t tag : WF_TAG_BITS; /* mixed bits of the key's hash */
-    uint32_t uses : 4;   /* how often it was asked for, halved as time passes */
+    uint32_t uses : 4;   /* how often it was asked for, halved as time passes; 0: never, it is a guess */
     uint32_t main : 1;   /* which queue holds it */
     uint32_t last;       /* the access at which it last moved to the front of its queue */
     int32_t newer, older;
@@ -36,17 +37,20 @@ typedef struct {
     uint32_t size;       /* of the index */
     uint32_t buckets;    /* of ghosts */
     int32_t capacity, count, timed, free;
-    wf_queue window, main;
+    wf_queue window, main, guesses;
     uint32_t now;        /* accesses so far: the policy's time */
     uint32_t lazy;       /* an entry that moved less than this ago stays where it is */
     int tick;            /* log2 of the accesses in one unit of a ghost's time */
     int life;            /* log2 of the accesses after which uses count half */
     int arm;
+    uint32_t shadows;    /* how many were begun */
     uint32_t unsampled;  /* a tag is sampled if its mixed bits have none of these */
     uint64_t epoch;      /* changes with every change of structure */
     double weight, max_weight;
     uint64_t evictions, expirations;
 } wf_cache;
+
+double wf_cache_chance(uint64_t *dice); /* uniform in (0, 1]; `dice` is never 0 */
 
 /* Both return 0, or -1 without memory (or beyond 2^30 entries); the cache is then as it was. */
 int wf_cache_begin(wf_cache *cache);
@@ -59,11 +63,16 @@ int32_t wf_cache_insert(wf_cache *cache, void *key, void *value, uint32_t tag, d
                         int32_t replaced);
 void wf_cache_touch(wf_cache *cache, int32_t slot); /* it was asked for */
 
+/* A guess takes only room that is free, or held by what has expired or by other guesses, and is the first to go.
+ * Returns whether there is room for one; what left for it is chained to `*chain`. */
+int wf_cache_find_room(wf_cache *cache, double weight, double now, int32_t *chain);
+
 /* What leaves is unlinked and chained through `older`, before `chain`; its slot is in use until it is released. */
 int32_t wf_cache_unlink(wf_cache *cache, int32_t slot, int32_t chain);
 int32_t wf_cache_unlink_all(wf_cache *cache);
 int32_t wf_cache_make_room(wf_cache *cache, double weight, double now, int32_t chain);
-int32_t wf_cache_shed(wf_cache *cache, double bound, int32_t most, double now); /* evicts towards `bound` */
+/* Evicts towards `bound`, `most` entries or until a new shadow has taken its time. */
+int32_t wf_cache_shed(wf_cache *cache, double bound, int32_t most, double now);
 int32_t wf_cache_reweigh(wf_cache *cache, int32_t slot, double weight, double now);
 void wf_cache_release(wf_cache *cache, int32_t slot);
 
@@ -71,6 +80,7 @@ void wf_cache_release(wf_cache *cache, int32_t slot);
 void wf_cache_enter(wf_cache *cache, int32_t slot, int main);
 void wf_cache_leave(wf_cache *cache, int32_t slot);
 void wf_cache_settle(wf_cache *cache, int32_t slot, int32_t replaced);
+int32_t wf_cache_expired(const wf_cache *cache, double now); /* the oldest of a queue, if its time is over */
 int32_t wf_cache_victim(wf_cache *cache, double now);
 void wf_cache_remember(wf_cache *cache, int32_t slot);
 

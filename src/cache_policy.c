@@ -1,4 +1,4 @@
-/* Which entry goes: a window and a main queue, ghosts of what was evicted, and the arm that the shadows chose. */
+/* Which entry goes: guesses, a window and a main queue, ghosts of what was evicted, the arm that the shadows chose. */
 #include "cache.h"
 
 #include <string.h>
@@ -10,6 +10,7 @@
 #define ROUNDS 64         /* entries that one eviction by the clock passes at most */
 #define FEWEST 4          /* a cache of fewer entries has no shadow */
 #define LAZY 32           /* an entry moves at most once in so many parts of a round through the cache */
+#define SEEDS 1024        /* of a queue's entries, the newest, that a new shadow may learn from: a walk through more takes long */
 #define MOVES 16          /* entries that an eviction moves between the queues at most */
 
 static double window_most(const wf_cache *c)
@@ -55,7 +56,7 @@ static uint32_t age(const wf_cache *c, uint32_t ghost)
 void wf_cache_remember(wf_cache *c, int32_t slot)
 {
     const wf_entry *entry = &c->entries[slot];
-    if (c->ghosts == NULL)
+    if (c->ghosts == NULL || entry->uses == 0)
         return;
     uint32_t *ghost = bucket(c, entry->tag), *oldest = ghost;
     for (int way = 0; way < WAYS; way++) {
@@ -85,11 +86,16 @@ static uint32_t recall(wf_cache *c, uint32_t tag)
 
 /* ---- shadows */
 
+/* Shows the shadow the newest of a queue, the oldest of them first. */
 static void seed(wf_cache *c, const wf_queue *queue)
 {
-    for (int32_t slot = queue->oldest; slot != WF_NO_SLOT; slot = c->entries[slot].newer)
+    uint32_t tags[SEEDS];
+    int count = 0, left = SEEDS;
+    for (int32_t slot = queue->newest; slot != WF_NO_SLOT && left-- > 0; slot = c->entries[slot].older)
         if (!(mixed(c->entries[slot].tag) & c->unsampled))
-            wf_shadow_seed(c->shadow, c->entries[slot].tag);
+            tags[count++] = c->entries[slot].tag;
+    while (count-- > 0)
+        wf_shadow_seed(c->shadow, tags[count]);
 }
 
 /* At the first eviction, and again when the entries have become much fewer or more. */
@@ -98,6 +104,7 @@ static void begin_shadow(wf_cache *c)
     int64_t capacity = c->count;
     for (c->unsampled = 0; capacity > SAMPLE; capacity = (capacity + 1) / 2)
         c->unsampled = 2 * c->unsampled + 1;
+    c->shadows++;
     wf_shadow_free(c->shadow);
     c->shadow = wf_shadow_new((int32_t)capacity, c->arm, c->unsampled != 0);
     if (c->shadow != NULL) {
@@ -136,11 +143,16 @@ static void see(wf_cache *c, uint32_t tag)
 
 /* ---- queues */
 
+static wf_queue *queue_of(wf_cache *c, const wf_entry *entry)
+{
+    return entry->uses == 0 ? &c->guesses : entry->main ? &c->main : &c->window;
+}
+
 void wf_cache_enter(wf_cache *c, int32_t slot, int main)
 {
-    wf_queue *queue = main ? &c->main : &c->window;
     wf_entry *entry = &c->entries[slot];
     entry->main = main != 0;
+    wf_queue *queue = queue_of(c, entry);
     entry->newer = WF_NO_SLOT;
     entry->older = queue->newest;
     if (queue->newest == WF_NO_SLOT)
@@ -154,7 +166,7 @@ void wf_cache_enter(wf_cache *c, int32_t slot, int main)
 void wf_cache_leave(wf_cache *c, int32_t slot)
 {
     wf_entry *entry = &c->entries[slot];
-    wf_queue *queue = entry->main ? &c->main : &c->window;
+    wf_queue *queue = queue_of(c, entry);
     if (entry->newer == WF_NO_SLOT)
         queue->newest = entry->older;
     else
@@ -202,6 +214,11 @@ static void place(wf_cache *c, int32_t slot, int main)
 void wf_cache_touch(wf_cache *c, int32_t slot)
 {
     wf_entry *entry = &c->entries[slot];
+    if (entry->uses == 0) { /* the guess was right: it comes in as if it were put now */
+        wf_cache_leave(c, slot);
+        wf_cache_settle(c, slot, WF_NO_SLOT);
+        return;
+    }
     see(c, entry->tag);
     if (WF_ARM[c->arm].clock) {
         use(c, entry, entry->uses < CREDIT ? entry->uses : CREDIT);
@@ -222,7 +239,7 @@ void wf_cache_settle(wf_cache *c, int32_t slot, int32_t replaced)
 {
     wf_entry *entry = &c->entries[slot];
     see(c, entry->tag);
-    if (replaced != WF_NO_SLOT) {
+    if (replaced != WF_NO_SLOT && c->entries[replaced].uses) {
         const wf_entry *before = &c->entries[replaced];
         int main = (before->main && WF_ARM[c->arm].window < 1.0) || hot(c, c->now - before->last);
         use(c, entry, worth(c, before));
@@ -249,16 +266,27 @@ static int32_t victim_by_clock(wf_cache *c)
     }
 }
 
+int32_t wf_cache_expired(const wf_cache *c, double now)
+{
+    int32_t out = c->window.oldest, rival = c->main.oldest;
+    if (out != WF_NO_SLOT && c->entries[out].expires <= now)
+        return out;
+    return rival != WF_NO_SLOT && c->entries[rival].expires <= now ? rival : WF_NO_SLOT;
+}
+
 int32_t wf_cache_victim(wf_cache *c, double now)
 {
+    int32_t expired = wf_cache_expired(c, now);
+    if (expired != WF_NO_SLOT)
+        return expired;
+    if (c->guesses.oldest != WF_NO_SLOT)
+        return c->guesses.oldest;
     watch(c);
     if (!WF_ARM[c->arm].clock)
         fill_main(c, MOVES);
     int32_t out = c->window.oldest, rival = c->main.oldest;
     if (out == WF_NO_SLOT || rival == WF_NO_SLOT)
         return out == WF_NO_SLOT ? rival : out;
-    if (c->entries[out].expires <= now || c->entries[rival].expires <= now)
-        return c->entries[out].expires <= now ? out : rival;
     if (WF_ARM[c->arm].clock)
         return victim_by_clock(c);
     if (c->main.weight > main_most(c)) /* the window has just been allowed more: the older of both */

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from . import clock
-from ._cache import Table
+from ._cache import Table, bounded
 from .errors import Closed, LoadCycle, own_copy
 
 __all__ = ["Cache", "CacheStats", "Resizing"]
@@ -24,7 +24,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 MISSING: Final = object()
-SLICE: Final = 0.0008  # seconds of evicting in one turn of the loop
+SLICE: Final = 0.0007  # seconds of evicting in one turn of the loop
 POSITIONAL: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -75,7 +75,7 @@ class Cache(Table[K, V]):
     for an unhashable key. Safe under threads; `get_or_load` shares a load between the callers of one event loop.
     """
 
-    __slots__ = ("_load_failures", "_loads", "_refreshes", "_resizing")
+    __slots__ = ("_load_failures", "_loads", "_refreshes")
 
     def __init__(
         self,
@@ -99,7 +99,6 @@ class Cache(Table[K, V]):
         )
         self._loads = 0
         self._load_failures = 0
-        self._resizing: Resizing | None = None
         self._refreshes: set[Flight] = set()
 
     def resize(self, max_weight: float) -> Resizing:
@@ -109,7 +108,7 @@ class Cache(Table[K, V]):
         until the last the bound is what is held. Await the result to see the end. Raises ValueError for a bound that
         is negative, NaN or infinite, and what `on_evict` raises.
         """
-        self._resizing = resizing = Resizing(self, max_weight)
+        self._resizing = resizing = Resizing(self, bounded(max_weight))
         resizing.begin()
         return resizing
 
@@ -120,8 +119,8 @@ class Cache(Table[K, V]):
 
     async def _load(self, key: K, loader: Callable[..., Awaitable[V] | V]) -> V:
         flight: Flight | None = self._loading.get(key)
-        if flight is None and (found := self._peek(key, MISSING)) is not MISSING:
-            return found  # type: ignore[no-any-return]
+        if flight is None and (found := self.peek(key, MISSING)) is not MISSING:
+            return found  # type: ignore[return-value]
         if flight is None or not flight.can_take(asyncio.get_running_loop()):
             flight = self._loading[key] = Flight(self, key, loader)
             flight.start()
@@ -174,21 +173,26 @@ class Resizing:
 
     def begin(self) -> None:
         """Take the first slice, and leave the others to the running loop if there is one."""
-        self._done = self._cache.shrink(self._bound, SLICE)
+        self._take_slice()
         if not self._done and (loop := running_loop()) is not None:
             loop.call_soon(self._go_on, loop)
             return
         while not self._done:
             time.sleep(0)  # other threads have their turn
-            self._done = self._cache.shrink(self._bound, SLICE)
+            self._take_slice()
+        if self._error is not None:
+            raise self._error
 
     def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        try:
-            self._done = self._cache._resizing is not self or self._cache.shrink(self._bound, SLICE)
-        except Exception as error:  # noqa: BLE001 - whatever on_evict raises is for who waits
-            self._error = self._error or error
+        self._take_slice()
         if not self._done:
             loop.call_soon(self._go_on, loop)
+
+    def _take_slice(self) -> None:
+        try:
+            self._done = self._cache.shrink(self._bound, SLICE, self)
+        except Exception as error:  # noqa: BLE001 - whatever on_evict raises is for who waits
+            self._error = self._error or error
 
     def __await__(self) -> Generator[Any, Any, None]:
         while not self._done:
