@@ -1,46 +1,13 @@
 """The shared tier: a real Redis, dead, slow, flushed, loading or lying, never in the way of a message."""
 
 import asyncio
-import socket
-import subprocess
-from contextlib import asynccontextmanager, contextmanager, suppress
 
 import pytest
-import redis
-from needs import needs
-from scripted import ScriptedLLM, said
+from sharing import engine_at, free_port, joined, plain, proxied, redis_server, say, told, until
 
-from whisper_fast import Engine, Settings
 from whisper_fast.store import redis as tier
 
-
-@contextmanager
-def redis_server(folder, port=0, *options):
-    """A Redis of our own, on a free port unless one is named."""
-    port = port or free_port()
-    words = [needs("redis-server"), "--port", port, "--bind", "127.0.0.1", "--dir", folder, "--save", "", *options]
-    process = subprocess.Popen([*map(str, words)], stdout=subprocess.DEVNULL)
-    try:
-        yield port
-    finally:
-        process.kill()
-        process.wait()
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-@contextmanager
-def plain(port):
-    """A client of the test's own, when the server listens."""
-    patient = redis.retry.Retry(redis.backoff.ConstantBackoff(0.02), 500)
-    with redis.Redis(port=port, retry=patient, retry_on_error=[redis.exceptions.BusyLoadingError]) as client:
-        client.ping()
-    with redis.Redis(port=port, retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0)) as client:
-        yield client
+LIMIT, PROBE, LONGEST, PATIENCE = tier.LIMIT, tier.PROBE, tier.LONGEST, tier.PATIENCE  # as they are for users
 
 
 @pytest.fixture
@@ -53,103 +20,6 @@ def port(tmp_path):
 def patient(monkeypatch):
     """What is slow is not up to a busy machine: a quarter of a second instead of 3 ms."""
     monkeypatch.setattr(tier, "LIMIT", 0.25)
-
-
-class Proxy:
-    """Passes bytes on, each piece `delay` seconds later; `cut` closes what is open."""
-
-    def __init__(self, target):
-        self.target, self.delay = target, 0.0
-        self.tasks, self.writers = set(), set()
-
-    async def serve(self, reader, writer):
-        self.tasks.add(asyncio.current_task())
-        asyncio.current_task().add_done_callback(self.tasks.discard)
-        there, back = await asyncio.open_connection("127.0.0.1", self.target)
-        self.writers |= {writer, back}
-        try:
-            await asyncio.gather(self.pipe(reader, back), self.pipe(there, writer))
-        finally:
-            for one in (writer, back):
-                one.close()
-                with suppress(OSError):
-                    await one.wait_closed()
-            self.writers -= {writer, back}
-
-    async def pipe(self, reader, writer):
-        with suppress(OSError):
-            while data := await reader.read(1 << 16):
-                if self.delay:
-                    await asyncio.sleep(self.delay)
-                writer.write(data)
-        writer.close()
-
-
-@asynccontextmanager
-async def proxied(target):
-    proxy = Proxy(target)
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
-    proxy.port = server.sockets[0].getsockname()[1]
-    try:
-        yield proxy
-    finally:
-        server.close()
-        for writer in tuple(proxy.writers):
-            writer.close()
-        for task in tuple(proxy.tasks):
-            task.cancel()
-        await asyncio.gather(*proxy.tasks, return_exceptions=True)
-        await server.wait_closed()
-
-
-@asynccontextmanager
-async def engine_at(folder, port, answer=lambda m: f"to {m[-1]['content']}", **fields):
-    """An engine that shares, and the script that answers it."""
-    settings = Settings(
-        data_dir=folder, use_redis_cache=True, redis_host="127.0.0.1", redis_port=port, process_pool_size=1,
-        thread_pool_size=2, component_deadline=30, **fields,
-    )  # fmt: skip
-    llm = ScriptedLLM(answer)
-    async with Engine.open(settings, llm=llm) as engine:
-        engine.asked = llm.asked
-        engine.learnt, changed = [], engine._shared._changed
-        engine._shared._changed = lambda what: (engine.learnt.append(what), changed(what))
-        yield engine
-
-
-async def until(condition):
-    async with asyncio.timeout(15):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-async def joined(*engines, value=True):
-    for engine in engines:
-        await until(lambda engine=engine: engine._shared.joined is value)
-
-
-async def told(engine, *others, port=None):
-    """Wait until all that was said is told, and until the others have heard it."""
-    await until(lambda: not engine.stats()["in_flight"])
-    shared = engine._shared
-    await until(lambda: not shared._pushes and not shared._owed and not shared._forgotten)
-    async with shared._telling:
-        pass
-    for other in others:
-        mark = f"mark {len(other.learnt)}"
-        with plain(port) as client:
-            client.publish(shared._channel, tier.encode(tier.News("x", mark, None)))
-        await until(lambda other=other, mark=mark: mark in other.learnt)
-
-
-async def say(engine, text, user="ada", **fields):
-    await engine.respond(said(user, text, **fields))
-    return heard(engine)
-
-
-def heard(engine):
-    """What the model was last shown of the user's own words."""
-    return [message["content"] for message in engine.asked[-1] if message["role"] == "user"]
 
 
 async def test_engines_share_a_conversation_in_the_order_of_time(tmp_path, port):
@@ -316,3 +186,16 @@ async def test_a_thousand_cold_places_take_few_connections(tmp_path, port):
             keys = [(f"user {n}", "p", "c", "dm") for n in range(1000)]
             assert await asyncio.gather(*(a._shared.ask(key) for key in keys)) == [[]] * 1000
             assert client.info("stats")["total_connections_received"] - before <= 2
+
+
+async def test_what_a_message_waits_and_how_soon_redis_is_joined_again(tmp_path, port, monkeypatch):
+    assert LIMIT <= 0.005
+    assert PROBE <= LONGEST
+    assert LONGEST + PATIENCE < 2  # a pause that has just begun, and a ping that is answered in time
+    async with engine_at(tmp_path / "a", port) as a:
+        await joined(a)
+        monkeypatch.setattr(tier, "LIMIT", LIMIT)
+        for _ in range(tier.SLOW):
+            assert await a._shared.answer(("ada", "p", "c", "dm"), asyncio.get_running_loop().create_future()) is None
+        assert a._shared.counts["late"] == tier.SLOW
+        assert not a._shared.joined

@@ -37,6 +37,7 @@ from .preload import Preload
 from .retention import Retention
 from .store.backup import backup
 from .store.claims import Claims
+from .store.forgotten import tell, untold
 from .store.schema import everyone, forget_user
 from .store.sqlite import Database
 from .ticket import ReplyStream, Ticket
@@ -374,6 +375,8 @@ class Engine:
             ttl=settings.conversation_cache_timeout_minutes * 60,
             source=self._conversations.stored,
             changed=self._conversations.changed,
+            untold=partial(self._database.read, untold),
+            tell=lambda digests: self._database.write(partial(tell, digests=digests)),
         )
         self._conversations.share(self._shared)
         self._shared.start()

@@ -5,7 +5,8 @@ missing, doubled or back after `forget`, whatever Redis does. A place is a sorte
 always the same bytes: to write it twice changes nothing, so there is no lock that could be lost or taken by another.
 
 Redis is `joined` while it answers within `LIMIT` and its news are heard. Else it is not asked at all, until a ping
-comes back in time; what was not told it meanwhile is told then, and what was read without it is read again.
+comes back in time and it takes what is written; what was not told it meanwhile is told then, and what was read
+without it is read again. Whoever is left soon after it was joined is looked at later each time, up to `LONGEST`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import asyncio
 import logging
 import secrets
 from contextlib import suppress
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,12 +22,12 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as Gone
-from redis.exceptions import ReadOnlyError, RedisError
-from redis.exceptions import TimeoutError as TooLate
+from redis.exceptions import RedisError, ResponseError
 
 from .. import clock
 from ..errors import StoreError
 from .atomic import write_atomically
+from .forgotten import digest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -46,6 +46,9 @@ LIMIT = 0.003  # seconds that a reader waits for Redis when SQLite has answered
 SLOW = 3  # such waits in a row that were for nothing, and it is left alone
 PATIENCE = 0.5  # seconds for a connection or a reply, off the way of a message
 PROBE = 0.25  # seconds between two looks whether it is well again
+LONGEST = 1.0  # the same, once it was well in vain
+STEADY = 5.0  # seconds for which it must be joined not to be well in vain
+TEXTS = 20  # different troubles that are logged between two steady times
 SILENCE = 3  # looks without any sign of life, and the line for news is taken for dead
 OWED = 10_000  # places that are remembered to be written, or read, when it is back
 BATCH = 256  # turns in one round trip
@@ -63,7 +66,7 @@ class Told(msgspec.Struct, frozen=True, array_like=True):
 
 
 class News(msgspec.Struct, frozen=True, array_like=True):
-    """What changed: a place, or with `place` None all of a user."""
+    """What changed: a place, or with `place` None all of a user, or with user "" all of everybody."""
 
     node: str
     user: str
@@ -75,6 +78,8 @@ class Shared:
 
     source    awaited with a place: the turns of it that this engine has on its disk
     changed   called with a place, a user, or None for all: what is held in memory of it is old
+    untold    awaited: the digests of who was forgotten by this engine and perhaps not here
+    tell      awaited with digests: they are forgotten here now
     """
 
     def __init__(
@@ -89,6 +94,8 @@ class Shared:
         ttl: float,
         source: Callable[[Key], Awaitable[list[Row]]],
         changed: Callable[[Key | str | None], None],
+        untold: Callable[[], Awaitable[list[str]]],
+        tell: Callable[[list[str]], Awaitable[object]],
     ) -> None:
         self._client = Redis(
             host=host,
@@ -104,7 +111,12 @@ class Shared:
         self._ttl = max(1, round(ttl * 1000))
         self._source = source
         self._changed = changed
+        self._untold = untold
+        self._told_of = tell
         self.joined = False
+        self._joined_at = 0.0
+        self._pause = PROBE
+        self._troubles: dict[str, None] = {}  # that are logged
         self._listening = False
         self._late = 0
         self._asked: list[tuple[Key, asyncio.Future[list[Told] | None]]] = []
@@ -113,7 +125,7 @@ class Shared:
         self._telling = asyncio.Lock()
         self._pushes: list[tuple[Key, Row]] = []
         self._owed: dict[Key, None] = {}
-        self._forgotten: dict[str, None] = {}
+        self._forgotten: dict[str, str] = {}  # digest -> user, "" where only the digest is known
         self._missed: dict[Key, None] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self.counts = dict.fromkeys(("reads", "late", "pushes", "news", "joins", "refused"), 0)
@@ -234,29 +246,38 @@ class Shared:
         """Delete a user's places, now or when Redis is back."""
         self._pushes = [push for push in self._pushes if push[0][0] != user]
         self._owed = {key: None for key in self._owed if key[0] != user}
-        self._forgotten[user] = None
+        self._forgotten[digest(user)] = user
         self._writing.set()
 
     async def _write(self) -> None:
+        await self._recall_forgotten()
+        await self._look()
         while True:
             if not self.joined:
+                await asyncio.sleep(self._pause)
                 await self._look()
                 continue
             await self._writing.wait()
             if self.joined:
                 await self._tell()
 
+    async def _recall_forgotten(self) -> None:
+        try:
+            self._forgotten = dict.fromkeys(await self._untold(), "") | self._forgotten
+        except StoreError as error:
+            log.warning("who was forgotten before is not told to Redis: %s", error)
+
     async def _look(self) -> None:
         began = clock.monotonic()
         try:
             await self._client.ping()
-            well = self._listening and clock.monotonic() - began <= 2 * LIMIT
-        except (RedisError, OSError):
-            well = False
-        if well:
-            self._join()
-        else:
-            await asyncio.sleep(PROBE)
+            if clock.monotonic() - began > 2 * LIMIT:
+                self._warn(f"a ping took longer than {2000 * LIMIT:g} ms")
+            elif self._listening:
+                await self._client.set(f"{self._prefix}{{well}}", self.node, px=1)  # it takes what is written
+                self._join()
+        except (RedisError, OSError) as error:
+            self._warn(error)
 
     async def _tell(self) -> None:
         async with self._telling:
@@ -267,7 +288,7 @@ class Shared:
         pushes, self._pushes = self._pushes, []
         owed, self._owed = self._owed, {}
         try:
-            await self._delete(tuple(self._forgotten))
+            await self._delete(list(self._forgotten.items()))
             for at in range(0, len(pushes), BATCH):
                 await self._add([(key, [row]) for key, row in pushes[at : at + BATCH]])
             while owed:
@@ -279,12 +300,24 @@ class Shared:
             for key in [*(key for key, _ in pushes), *owed]:
                 remember(self._owed, key)
 
-    async def _delete(self, users: Iterable[str]) -> None:
-        for user in users:
-            index = self._index(user)
-            await self._client.delete(index, *await self._client.smembers(index))
+    async def _delete(self, forgotten: list[tuple[str, str]]) -> None:
+        for name, user in forgotten:
+            index = self._index(name)
+            await self._client.delete(index, *await self._members(index))
             await self._client.publish(self._channel, encode(News(self.node, user, None)))
-            self._forgotten.pop(user, None)
+        if forgotten:
+            await self._told_of([name for name, _ in forgotten])
+        for name, _ in forgotten:
+            self._forgotten.pop(name, None)
+
+    async def _members(self, index: str) -> Iterable[Any]:
+        try:
+            return await self._client.smembers(index)
+        except ResponseError as error:
+            if unwell(error):
+                raise
+            self._warn(f"an index of places is none: {error}")
+            return ()
 
     async def _add(self, places: list[tuple[Key, list[Row]]]) -> None:
         places = [(key, turns) for key, turns in places if turns]
@@ -292,7 +325,7 @@ class Shared:
             return
         async with self._client.pipeline(transaction=False) as pipe:
             for key, turns in places:
-                name, index = self._place(key), self._index(key[0])
+                name, index = self._place(key), self._index(digest(key[0]))
                 pipe.zadd(name, {encode(self._told(key, row)): row[1] for row in turns})
                 pipe.zremrangebyrank(name, 0, -(self._longest + 1))
                 pipe.pexpire(name, self._ttl)
@@ -304,12 +337,24 @@ class Shared:
         for result in results:
             if unwell(result):
                 raise result
-            if isinstance(result, Exception):
-                log.warning("Redis did not take a turn: %s", result)
-        self.counts["pushes"] += sum(len(turns) for _, turns in places)
-        for (key, turns), held in zip(places, results[6::7], strict=True):
-            if len(turns) == 1 and held == 1:  # a new place, or Redis lost it: it gets all that is on the disk
+        for at, (key, turns) in enumerate(places):
+            answers = results[7 * at : 7 * at + 7]
+            if any(isinstance(answer, Exception) for answer in answers):
+                await self._mend(key, answers)
+                continue
+            self.counts["pushes"] += len(turns)
+            if len(turns) == 1 and answers[6] == 1:  # a new place, or Redis lost it: it gets all that is on the disk
                 self.owe(key)
+
+    async def _mend(self, key: Key, answers: list[Any]) -> None:
+        """Owe a place that was not taken; where something else stands under its name, that goes."""
+        error = next(answer for answer in answers if isinstance(answer, Exception))
+        self._warn(f"a turn was not taken: {error}")
+        remember(self._owed, key)
+        if str(error).startswith("WRONGTYPE"):
+            place = isinstance(answers[0], Exception)
+            await self._client.delete(self._place(key) if place else self._index(digest(key[0])))
+            self._writing.set()
 
     def _told(self, key: Key, row: Row) -> Told:
         turn, at, text, reply = row
@@ -351,12 +396,13 @@ class Shared:
             return
         if news.node != self.node:
             self.counts["news"] += 1
-            self._changed(news.user if news.place is None else (news.user, *news.place))
+            self._changed((news.user, *news.place) if news.place is not None else news.user or None)
 
     # ---- being joined
 
     def _join(self) -> None:
         self.joined = True
+        self._joined_at = clock.monotonic()
         self._late = 0
         self.counts["joins"] += 1
         missed, self._missed = self._missed, {}
@@ -367,10 +413,22 @@ class Shared:
 
     def _leave(self, why: object) -> None:
         if self.joined:
-            log.warning("Redis is left alone until it is well: %s", why)
+            steady = clock.monotonic() - self._joined_at > STEADY
+            self._pause = PROBE if steady else min(2 * self._pause, LONGEST)
+            if steady:
+                self._troubles.clear()
+            why = f"it is left alone until it is well: {why}"
         self.joined = False
+        self._warn(why)
         self._writing.set()
         self._answer_all()
+
+    def _warn(self, why: object) -> None:
+        """Log a trouble unless it was logged since Redis was last joined for a while."""
+        text = str(why)
+        if text not in self._troubles and len(self._troubles) < TEXTS:
+            self._troubles[text] = None
+            log.warning("Redis: %s", text)
 
     def _answer_all(self) -> None:
         asked, self._asked = self._asked, []
@@ -383,8 +441,8 @@ class Shared:
     def _channel(self) -> str:
         return f"{self._prefix}changed"
 
-    def _index(self, user: str) -> str:
-        return f"{self._prefix}{{{digest(user)}}}:places"
+    def _index(self, name: str) -> str:
+        return f"{self._prefix}{{{name}}}:places"
 
     def _place(self, key: Key) -> str:
         return f"{self._prefix}{{{digest(key[0])}}}:{digest(key)}"
@@ -406,14 +464,12 @@ def node_of(folder: Path) -> str:
     return name
 
 
-def digest(name: object) -> str:
-    """Return a name's 128-bit digest: no separator in it can make two names one, and no id of a person shows."""
-    return blake2b(encode(name), digest_size=16).hexdigest()
-
-
 def unwell(result: object) -> bool:
-    """Whether a reply says that the server cannot serve now; any other error is about one key."""
-    return isinstance(result, Gone | TooLate | ReadOnlyError | OSError)
+    """Whether a reply says that the server cannot serve now, or not us; any other error is about one key."""
+    if not isinstance(result, Exception):
+        return False
+    word = str(result).partition(" ")[0]  # WRONGTYPE; the code of others where the client has no class for it
+    return type(result) is not ResponseError or (word.isupper() and word != "WRONGTYPE")
 
 
 def remember(keys: dict[Key, None], key: Key) -> None:

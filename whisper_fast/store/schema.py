@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import apsw
 
 from ..errors import SchemaTooNew, StoreCorrupt
+from . import forgotten
 from .files import translate
 
 if TYPE_CHECKING:
@@ -89,6 +90,9 @@ MIGRATIONS = (
     """
     CREATE TABLE compaction (id INTEGER PRIMARY KEY AUTOINCREMENT);  -- a row for each deletion that left traces
     """,
+    """
+    CREATE TABLE forgotten (digest TEXT PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;  -- still to be told elsewhere
+    """,
 )
 VERSION = len(MIGRATIONS)
 
@@ -145,6 +149,7 @@ def forget_user(connection: apsw.Connection, user: str, upto: int | None = None)
         sql = f"DELETE FROM {table} WHERE user = ?{later}"  # noqa: S608 - names of ours
         connection.execute(sql, (user, upto) if later else (user,))
     deleted = connection.total_changes() - before
+    forgotten.note(connection, user)
     want_compaction(connection)
     return deleted
 
