@@ -1,22 +1,31 @@
 """The memory through its async API: recalls a second over many users, and how long any call holds the event loop.
 
-The loop is held for as long as a task that does nothing but yield waits for its next turn; the busiest of them is
-what a call costs everybody else. On a machine with other work the other work is in it too.
+It also prints what a memory takes in memory. The loop is held for as long as a task that does nothing but yield
+waits for its next turn; the busiest of them is what a call costs everybody else. On a machine with other work the
+other work is in it too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import asynccontextmanager
+from pathlib import Path
+from sys import getsizeof
 from time import perf_counter
 
 import numpy as np
 import pytest
 
+from whisper_fast.lab.locomo import conversations
 from whisper_fast.memory import MemoryStore
+from whisper_fast.memory.embedding import pack
+from whisper_fast.memory.item import as_item
+from whisper_fast.memory.segment import Segment, item_terms
 from whisper_fast.models.embedder import StaticEmbedder
 from whisper_fast.store.sqlite import Database
 
+DATA = Path(os.environ.get("WHISPER_FAST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 USERS, EACH, RECALLS, AT_ONCE = 1_000, 1_000, 20_000, 64
 LARGE = 20_000
 WORDS = [f"{a}{b}" for a in ("cat", "tea", "rain", "train", "song", "moon", "bread", "shoe") for b in range(200)]
@@ -115,7 +124,20 @@ async def throughput(folder):
     ]
 
 
-@pytest.mark.parametrize("measure", [lag, throughput])
+async def sizes(_):
+    """Of LoCoMo's turns, with vectors of 384 dimensions: what a memory takes beside its text."""
+    lines, draw = ["bytes of index a memory, 384 dimensions:"], np.random.default_rng(0)
+    for talk in conversations(DATA / "locomo"):
+        segment, texts = Segment(384), [turn["text"] for turn in talk.turns]
+        vectors = pack(draw.normal(size=(len(texts), 384)).astype(np.float32))
+        for number, (text, vector) in enumerate(zip(texts, vectors, strict=True), 1):
+            item = as_item({"text": text, "at": float(number)})
+            segment.append(number, item, vector, item_terms(item))
+        lines.append(f"  {len(texts)} turns  {(segment.nbytes - sum(map(getsizeof, texts))) / len(texts):6.0f}")
+    return lines if len(lines) > 1 else [f"there are no conversations in {DATA / 'locomo'} (WHISPER_FAST_DATA)"]
+
+
+@pytest.mark.parametrize("measure", [lag, throughput, sizes])
 def test_memory(benchmark, tmp_path, measure):
     if not benchmark.enabled:
         pytest.skip("takes minutes: make bench ARGS=bench_memory.py")
