@@ -20,7 +20,20 @@ from typer.testing import CliRunner
 from whisper_fast.cli.app import app
 from whisper_fast.doctor import limits
 
-COMMANDS = ("serve", "chat", "demo", "load", "prove", "doctor", "export", "forget", "backup", "restore", "journal")
+COMMANDS = (
+    "serve",
+    "chat",
+    "demo",
+    "load",
+    "prove",
+    "doctor",
+    "export",
+    "forget",
+    "backup",
+    "restore",
+    "journal",
+    "flags",
+)
 PROGRAM = [sys.executable, "-P", "-m", "whisper_fast"]
 
 

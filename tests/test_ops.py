@@ -82,8 +82,9 @@ async def test_a_snapshot_tells_what_happened(engine):
     assert found["memory"]["rss"] > 1 << 20
     assert found["loop"]["beats"] >= 0
     assert found["slowest"][0]["id"] == "m1"
-    assert found["flags"]["hedging"] is False
-    assert found["flags"]["caching"] is True
+    on = {flag["name"]: flag["on"] for flag in found["flags"]}
+    assert on == {**engine.flags.as_dict(), "hedging": False, "caching": True}
+    assert [(one["flag"], one["on"]) for one in found["flag_changes"]] == [("hedging", False)]
 
 
 async def test_reply_is_the_models_share_and_ours(engine):

@@ -95,7 +95,8 @@ def shown(page, name):
 
 
 def row(page, table, name):
-    return page.locator(f"#{table} tr").filter(has=page.get_by_role("rowheader", name=name, exact=True))
+    exact = isinstance(name, str)
+    return page.locator(f"#{table} tr").filter(has=page.get_by_role("rowheader", name=name, exact=exact))
 
 
 def test_idle_and_busy(server, tmp_path):
@@ -127,6 +128,22 @@ def test_idle_and_busy(server, tmp_path):
         page.get_by_label("Message id").fill("<b>nobody</b>")
         page.keyboard.press("Enter")
         expect(page.locator("#found")).to_contain_text("no message '<b>nobody</b>' is among the latest")
+
+
+def test_a_flag_is_switched_by_keyboard_and_its_reason_is_kept(server):
+    with looking(server.address) as page:
+        page.get_by_label("Reason for the next change").fill("<i>costly</i>")
+        lever = page.get_by_role("switch", name="hedging")
+        expect(lever).to_have_attribute("aria-checked", "true")
+        lever.focus()
+        page.keyboard.press("Space")
+        expect(lever).to_have_attribute("aria-checked", "false")
+        expect(lever).to_be_focused()
+        expect(row(page, "changes", re.compile("."))).to_contain_text("hedging off")
+        expect(page.locator("#changes")).to_contain_text("local: <i>costly</i>")
+        lever.click()
+        expect(lever).to_have_attribute("aria-checked", "true")
+        expect(page.locator("#changes tbody tr")).to_have_count(2)
 
 
 def test_it_is_readable_for_everybody(server):

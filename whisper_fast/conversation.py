@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from . import clock
 from .cache import Cache
+from .flags import either, logged
 from .prompt import History, words
 
 if TYPE_CHECKING:
@@ -87,11 +88,13 @@ class Conversations:
         bootstrap: int,
         longest: int,
         caching: Callable[[], bool],
+        failed: Callable[[str, Exception], None] = logged,
     ) -> None:
         self._database = database
         self._bootstrap = min(bootstrap, longest)
         self._longest = longest
         self._caching = caching
+        self._failed = failed
         self._cache: Cache[Key, Recent] = Cache(max_bytes, weigher=weight, ttl=ttl, clock=clock.for_kernels())
         self._shared: Shared | None = None
 
@@ -120,15 +123,22 @@ class Conversations:
         """Show a stored turn to the turns that follow, where the place is in memory, and to other engines."""
         key = place(message)
         new = exchange(turn, message.at, message.text, reply)
-        recent = self._cache.get(key)
+        try:
+            self._show(key, new)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with the cache: the truth is on the disk
+            self._cache.clear()
+            self._failed("caching", error)
+        if self._shared is not None:
+            self._shared.push(key, row(new))
+
+    def _show(self, key: Key, new: Exchange) -> None:
+        turn, recent = new.turn, self._cache.get(key)
         if recent is None:
             self._cache.pop(key)  # a load that began before this turn was stored must not be kept
         elif turn not in map(TURN, recent) or all(kept.turn != turn or kept.node for kept in recent):
             longer = Recent(recent, maxlen=self._longest)
             longer.append(new)
             self._cache.put(key, longer)
-        if self._shared is not None:
-            self._shared.push(key, row(new))
 
     def forget(self, user: str) -> None:
         """Drop what is in memory of `user`, and in Redis; the rows are the store's."""
@@ -171,7 +181,8 @@ class Conversations:
     async def _recent(self, key: Key) -> Recent:
         if not self._caching():
             return await self._read(key, self._bootstrap)
-        return await self._cache.get_or_load(key, self._load)
+        cached, plain = partial(self._cache.get_or_load, key, self._load), partial(self._read, key, self._bootstrap)
+        return await either("caching", cached, plain, self._failed)
 
     async def _load(self, key: Key) -> Recent:
         if self._shared is None:

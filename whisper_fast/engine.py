@@ -12,10 +12,7 @@ from functools import partial
 from math import isqrt
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from msgspec.structs import asdict
-
 from . import components
-from .batcher import MicroBatcher
 from .conversation import Conversations
 from .errors import StoreError
 from .executor import Executor
@@ -26,9 +23,9 @@ from .llm.chosen import chosen_pool
 from .llm.packing import Classifier
 from .memory import MemoryStore
 from .message import Message, Turn, checked_id, checked_user
+from .models.batched import Batched
 from .models.chosen import chosen_embedder, close_embedder
 from .models.classifiers import EMOTION, LLMEmotion
-from .models.embedder import bounds
 from .models.emotion import VaderEmotion
 from .monitor import Budget, Finder, Gauge, Parts, Probe, Record
 from .outbox import Outbox
@@ -101,13 +98,13 @@ class Engine:
             max_wait=settings.max_wait_seconds,
         )
         self._executor = self.executor(settings.thread_pool_size, settings.process_pool_size)
-        self._batcher: MicroBatcher[str, Any] = MicroBatcher(
-            self.embedder.embed,
+        self._embedding = Batched(
+            self.embedder,
+            self._executor,
             max_batch=settings.batch_size,
             max_wait=settings.batch_timeout_ms / 1000,
-            executor=self._executor,
             enabled=lambda: self.flags.batching,
-            **bounds(self.embedder),
+            failed=self.flags.failed,
         )
 
     def _make_knowledge(self, settings: Settings) -> None:
@@ -115,12 +112,13 @@ class Engine:
         self.memory = MemoryStore(
             self._database,
             self.embedder,
-            embed=self._batcher.submit_rows,
+            embed=self._embedding.many,
             cache_bytes=settings.memory_cache_bytes,
             batching=lambda: self.flags.batching,
             caching=lambda: self.flags.caching,
             ann=lambda: self.flags.ann,
             ann_rows=settings.ann_rows,
+            failed=self.flags.failed,
         )
         seconds = settings.conversation_cache_timeout_minutes * 60
         self._conversations = Conversations(
@@ -130,12 +128,14 @@ class Engine:
             bootstrap=settings.conversation_cache_bootstrap_limit,
             longest=settings.conversation_cache_max_local,
             caching=lambda: self.flags.caching,
+            failed=self.flags.failed,
         )
         self._preload = Preload(
             self._warm,
             self.memory.cool,
             gap=seconds,
             enabled=lambda: self.flags.preload and self.flags.caching,
+            failed=self.flags.failed,
         )
 
     def _make_budget(self, settings: Settings) -> None:
@@ -146,6 +146,7 @@ class Engine:
             size=settings.memory_budget,
             shed=lambda text: setattr(self._lanes, "refusal", text),
             enabled=lambda: self.flags.adaptive and self.flags.budget,
+            failed=self.flags.failed,
         )
 
     def _make_way(self, settings: Settings) -> None:
@@ -159,7 +160,7 @@ class Engine:
             max_age=settings.journal_max_age_hours * 3600,
             max_bytes=settings.journal_max_bytes,
         )
-        self._pipeline = Pipeline(self._executor, parallel=lambda: self.flags.parallel)
+        self._pipeline = Pipeline(self._executor, parallel=lambda: self.flags.parallel, failed=self.flags.failed)
         self._register(settings)
         self.record = Record() if settings.performance_monitoring_enabled else None
         self._turns = Turns(
@@ -189,7 +190,7 @@ class Engine:
             budget=self._budget,
             record=record,
             probe=Probe(record.loop),
-            batchers={"embedding": self._batcher},
+            batchers={"embedding": self._embedding.batcher},
             caches={"recall": self.memory.caches()["segments"], "conversation": self._conversations.cache},
             retrying=lambda: len(self._turns.recovery),
             sending=lambda: self._outbox.sending,
@@ -218,6 +219,7 @@ class Engine:
             database = await cls.database.open(settings.data_dir)
             stack.push_async_callback(database.close)
             flags = Flags(settings)
+            stack.callback(flags.close)
             pool, description = await chosen_pool(llm, settings, flags)
             if pool is not llm:  # a pool that was handed in belongs to whoever made it
                 stack.push_async_callback(pool.close)
@@ -313,11 +315,12 @@ class Engine:
             "commits": self._database.commits,
             "writes": self._database.writes,
             "llm": self.llm.stats(),
-            "batchers": {"embedding": {**asdict(self._batcher.stats()), "max_batch": self.settings.batch_size}},
+            "batchers": {"embedding": self._embedding.stats()},
             "memory": self.memory.stats(),
             "conversation": self._conversations.stats(),
             "preload": self._preload.stats(),
             "budget": self._budget.stats(),
+            "flags": self.flags.stats(),
             **({"loop": self.record.loop.stats()} if self.record is not None else {}),
             **({"bottleneck": self._finder.stats()} if self._finder is not None else {}),
             **({"redis": self._shared.stats()} if self._shared is not None else {}),
@@ -358,7 +361,7 @@ class Engine:
 
     async def embed(self, texts: list[str]) -> list[Any]:
         """Return a float32 vector for each text, batched with those of all users."""
-        return await self._batcher.submit_many(texts)
+        return await self._embedding.many(texts)
 
     async def _share(self) -> None:
         """Share recent conversations with other engines. Raises StoreError."""
@@ -426,7 +429,7 @@ class Engine:
         return components.emotion(analyse, settings.component_deadline)
 
     async def _embed_one(self, message: Message) -> Any:
-        return await self._batcher.submit(message.text, user=message.user, priority=message.priority)
+        return await self._embedding.one(message.text, user=message.user, priority=message.priority)
 
     async def _forget(self, user: str, upto: int) -> None:
         rows = self._database.write(partial(forget_user, user=user, upto=upto))
@@ -488,7 +491,7 @@ class Engine:
         if self._judge is not None:
             await self._judge.close()
         await self.memory.close()
-        await self._batcher.close()
+        await self._embedding.close()
         await self._executor.close()
         if self.record is not None:
             self.record.loop.stop()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from . import clock
 from ._eager import Eager
 from .errors import SettingsError
+from .flags import logged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -34,11 +35,21 @@ STRAGGLER_SECONDS = 5.0  # how long close() waits for a component that ignores i
 
 
 class Pipeline:
-    """Runs the components of a turn; `parallel()` false runs the same ones in sequence, with the same answers."""
+    """Runs the components of a turn; `parallel()` false runs the same ones in sequence, with the same answers.
 
-    def __init__(self, executor: Executor, *, parallel: Callable[[], bool]) -> None:
+    So does a turn in which running them together fails, with those that are not done yet; `failed` is then told.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        *,
+        parallel: Callable[[], bool],
+        failed: Callable[[str, Exception], None] = logged,
+    ) -> None:
         self._executor = executor
         self._parallel = parallel
+        self._failed = failed
         self._components: dict[str, Component] = {}
         self._independent: tuple[Component, ...] = ()
         self._dependents: dict[str, tuple[Component, ...]] = {}
@@ -81,18 +92,27 @@ class Pipeline:
 
     async def run(self, turn: Turn) -> None:
         """Fill `turn.values`, `turn.partial` and `turn.timings`; never raises for a component's sake."""
-        if self._parallel():
-            fan = Fan(self, turn)
+        if not self._parallel():
+            await self._in_sequence(tuple(self._components.values()), turn)
+            return
+        fan = Fan(self, turn)
+        try:
             fan.start(self._independent)
             if fan.running:
                 await fan.rest()
-        else:
-            for component in self._components.values():
-                self._sequential[component.name] += 1
-                try:
-                    await self._alone(component, turn)
-                finally:
-                    self._sequential[component.name] -= 1
+        except Exception as error:  # noqa: BLE001 - not a component's: those end in `_fail`
+            fan.stop()
+            left = tuple(c for c in self._components.values() if c.name not in turn.values)
+            await self._in_sequence(left, turn)
+            self._failed("parallel", error)
+
+    async def _in_sequence(self, components: Sequence[Component], turn: Turn) -> None:
+        for component in components:
+            self._sequential[component.name] += 1
+            try:
+                await self._alone(component, turn)
+            finally:
+                self._sequential[component.name] -= 1
 
     async def close(self) -> None:
         """End what is left of components that ignored their deadline."""
@@ -216,21 +236,33 @@ class Fan:
         try:
             await self.done
         finally:
-            self.pipeline._fans.discard(self)
-            if self.timer is not None:
-                self.timer.cancel()
-            for task in self.running:  # only when the turn itself was cancelled
-                task.remove_done_callback(self.finished)
-                self.pipeline._abandon(task)
+            self.stop()
+
+    def stop(self) -> None:
+        """Let go of what still runs: the turn itself was cancelled, or something here has failed."""
+        self.pipeline._fans.discard(self)
+        if self.timer is not None:
+            self.timer.cancel()
+        for task in self.running:
+            task.remove_done_callback(self.finished)
+            self.pipeline._abandon(task)
+        self.running.clear()
 
     def finished(self, task: asyncio.Task[Any]) -> None:
         component, began = self.running.pop(task)
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if error is None:
-            self.pipeline._keep(component, self.turn, began, task.result())
-        else:
-            self.pipeline._fail(component, self.turn, began, error)
-        self.go_on(component)
+        try:
+            if error is None:
+                self.pipeline._keep(component, self.turn, began, task.result())
+            else:
+                self.pipeline._fail(component, self.turn, began, error)
+            self.go_on(component)
+        except Exception as fault:  # noqa: BLE001 - told to `rest`: the loop alone would hear of it, and the turn hang
+            self.broke(fault)
+
+    def broke(self, fault: Exception) -> None:
+        if self.done is not None and not self.done.done():
+            self.done.set_exception(fault)
 
     def go_on(self, component: Component) -> None:
         self.follow(component)
@@ -243,6 +275,12 @@ class Fan:
         self.timer = asyncio.get_running_loop().call_later(max(0.0, self.due - clock.monotonic()), self.expire)
 
     def expire(self) -> None:
+        try:
+            self.end_late()
+        except Exception as fault:  # noqa: BLE001 - as above
+            self.broke(fault)
+
+    def end_late(self) -> None:
         now = clock.monotonic()
         due = [(task, c, began) for task, (c, began) in self.running.items() if c.deadline + began <= now]
         for task, component, began in due:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from . import clock
 from ._habit import Habits
 from .errors import StoreError
+from .flags import logged
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -37,6 +38,7 @@ class Preload:
     users     whose habits are kept, 64 bytes each
     most      who may be loaded for at once; beyond it nobody is, until a window closes or a user comes
     enabled   whether to load; habits are learnt also while it says no
+    failed    told what was raised here; who is loaded for loses nothing by it
 
     One load at a time: what users wait for goes before.
     """
@@ -48,6 +50,7 @@ class Preload:
         *,
         gap: float,
         enabled: Callable[[], bool],
+        failed: Callable[[str, Exception], None] = logged,
         users: int = 1 << 16,
         most: int = 256,
     ) -> None:
@@ -55,6 +58,7 @@ class Preload:
         self._drop = drop
         self._gap = gap
         self._enabled = enabled
+        self._failed = failed
         self._most = most
         self._users = users
         self._habits = Habits(users, gap=gap)
@@ -66,6 +70,12 @@ class Preload:
 
     def seen(self, user: str) -> None:
         """Note that `user` has written just now."""
+        try:
+            self._seen(user)
+        except Exception as error:  # noqa: BLE001 - a guess that fails is no reason to refuse what was accepted
+            self._failed("preload", error)
+
+    def _seen(self, user: str) -> None:
         now = clock.wall()
         window = self._habits.seen(user, now)
         if window is None:
@@ -97,7 +107,10 @@ class Preload:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(wait):
                         await self._sooner.wait()
-            await self.work()
+            try:
+                await self.work()
+            except Exception as error:  # noqa: BLE001 - as above
+                self._failed("preload", error)
 
     async def work(self) -> None:
         """Do what is due by now."""

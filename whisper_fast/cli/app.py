@@ -11,7 +11,7 @@ from collections.abc import Callable
 import typer
 
 from ..errors import InvalidMessage, SettingsError, WhisperFastError
-from . import data, intake, measure, prove, talk, undone
+from . import data, flags, intake, measure, prove, talk, undone
 from .terminal import fail
 
 __all__ = ["app", "main"]
@@ -32,6 +32,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     measure.demo,
     measure.load,
     measure.doctor,
+    flags.flags,
     data.export,
     data.forget,
     data.backup,

@@ -85,7 +85,14 @@ ENDPOINT = {
 }
 """The gauges of each endpoint."""
 
-LABELS = frozenset({"errors", "refused"})
+FLAG = {
+    "on": "1 for an optimisation that is on.",
+    "changes": "How often it was switched.",
+    "failures": "How often it raised, so that the plain way was taken.",
+}
+"""What is told of each flag."""
+
+LABELS = frozenset({"errors", "flags", "refused"})
 """The entries of the counters that are labels, not paths."""
 
 SECONDS = tuple(2.0**power for power in range(-12, 8))
@@ -155,6 +162,12 @@ class Exporter(Collector):
         yield labelled("whisper_fast_llm_errors", "Failed attempts, by error.", "error", errors)
         refused = stats.get("refused", {})
         yield labelled("whisper_fast_refused", "Messages refused, by what was short.", "reason", refused)
+        for key, what in FLAG.items():
+            kind = GaugeMetricFamily if key == "on" else CounterMetricFamily
+            metric = kind(f"whisper_fast_flag_{key}", what, labels=["flag"])
+            for name, value in stats.get("flags", {}).get(key, {}).items():
+                metric.add_metric([name], value)
+            yield metric
         yield from endpoints(stats.get("llm", {}).get("endpoints", ()))
         if (record := self._record) is not None:
             yield histograms("whisper_fast_stage_seconds", "Seconds of each stage of a turn.", "stage", record.stages)

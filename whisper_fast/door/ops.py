@@ -1,7 +1,7 @@
-"""The operations page and what it shows: one snapshot as JSON, or every second as server-sent events.
+"""The operations page: one snapshot as JSON, or every second as server-sent events, and the flags to switch.
 
-Whoever may speak for other users may look: a trusted key, or anybody at this machine where there are no keys. All who
-look share one snapshot, so that many pages cost no more than one.
+Whoever may speak for other users may look and switch: a trusted key, or anybody at this machine where there are no
+keys. All who look share one snapshot, so that many pages cost no more than one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from .. import clock
+from ..flags import DOES
 from ..monitor import Snapshots
 from .answers import Answers, EventStream
+from .body import decoded, read
 from .openai import sse
 from .refusal import Refusal
 
@@ -25,13 +27,22 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from ..engine import Engine
-    from .auth import Keys
+    from .auth import Caller, Keys
 
 __all__ = ["Operations"]
 
 PERIOD: Final = 1.0  # seconds between two events
 FRESH: Final = 0.9  # seconds for which a snapshot serves everybody who looks
 VIEWERS: Final = 100
+SWITCH_BYTES: Final = 16 << 10
+REASON: Final = 200  # characters
+
+
+class Switch(msgspec.Struct):
+    """What is asked of `POST /ops/flags`."""
+
+    flags: dict[str, bool]
+    reason: str
 
 
 class Operations:
@@ -51,6 +62,8 @@ class Operations:
             Route("/ops/snapshot", self.snapshot),
             Route("/ops/events", self.events),
             Route("/ops/turn", self.turn),
+            Route("/ops/flags", self.flags, methods=["GET"]),
+            Route("/ops/flags", self.switch, methods=["POST"]),
         ]
 
     async def snapshot(self, request: Request) -> Response:
@@ -76,6 +89,32 @@ class Operations:
             raise Refusal(404, text, code="turn_not_found", param="id")
         return answer(msgspec.json.encode(found.as_dict()))
 
+    async def flags(self, request: Request) -> Response:
+        """List the flags and their latest changes."""
+        self._check(request)
+        return self._listed()
+
+    async def switch(self, request: Request) -> Response:
+        """Switch flags, all or none of them, for a reason that is kept with the change."""
+        caller = self._check(request)
+        asked, _ = decoded(await read(request, SWITCH_BYTES), Switch)
+        reason = " ".join(asked.reason.split())[:REASON]
+        if not reason:
+            raise Refusal(
+                400, "reason is empty; say why, it is kept with the change", code="invalid_value", param="reason"
+            )
+        for name in asked.flags:
+            if name not in DOES:
+                text = f"there is no flag {name!r:.80}; there are {', '.join(DOES)}"
+                raise Refusal(404, text, code="flag_not_found", param="flags")
+        for name, on in asked.flags.items():
+            self._engine.flags.switch(name, on, f"{caller.identity}: {reason}")
+        self._until = 0.0  # the next look shows it
+        return self._listed()
+
+    def _listed(self) -> Response:
+        return answer(msgspec.json.encode(self._engine.flags.described()))
+
     async def _every_second(self) -> AsyncGenerator[bytes, None]:
         while True:
             yield sse(self._look())
@@ -88,11 +127,13 @@ class Operations:
             self._until = now + FRESH
         return self._latest
 
-    def _check(self, request: Request) -> None:
-        """Raise Refusal 401 or 403 unless the caller may see what concerns all users."""
-        if not self._keys.caller(request.headers.get("authorization")).names_users:
+    def _check(self, request: Request) -> Caller:
+        """Return who asks. Raises Refusal 401 or 403 unless it may see and change what concerns all users."""
+        caller = self._keys.caller(request.headers.get("authorization"))
+        if not caller.names_users:
             text = "this API key is one user's; operations need a key of WHISPER_FAST_TRUSTED_API_KEYS"
             raise Refusal(403, text, code="operations_not_allowed")
+        return caller
 
 
 def answer(body: bytes) -> Response:

@@ -35,5 +35,6 @@ async def chosen_pool(
         adaptive=lambda: flags.adaptive,
         hedging=lambda: flags.hedging,
         coalescing=lambda: flags.batching,
+        failed=flags.failed,
     )
     return pool, description

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from whisper_fast.errors import WhisperFastError
+from whisper_fast.flags import logged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -37,10 +38,13 @@ class Hedges:
     one timer for the head of the queue.
     """
 
-    __slots__ = ("_clock", "_left_out", "_losers", "_rate", "_seen", "budget", "won")
+    __slots__ = ("_clock", "_failed", "_left_out", "_losers", "_rate", "_seen", "budget", "won")
 
-    def __init__(self, clock: Callable[[], float], budget: Budget) -> None:
+    def __init__(
+        self, clock: Callable[[], float], budget: Budget, failed: Callable[[str, Exception], None] = logged
+    ) -> None:
         self.budget = budget
+        self._failed = failed
         self.won = 0
         self._rate = 0.5  # of those that won, of late
         self._left_out = 0
@@ -51,9 +55,13 @@ class Hedges:
     def watch(self, latency: Latency, visit: Visit, start: Callable[..., None], args: tuple[Any, ...]) -> None:
         """Call `start(visit, *args)` when the visit is still pending after the time that most calls need."""
         visit.watch = start, args
-        latency.watched.append((visit.begun + latency.high, visit))
-        if latency.timer is None:
-            self._arm(latency)
+        try:
+            latency.watched.append((visit.begun + latency.high, visit))
+            if latency.timer is None:
+                self._arm(latency)
+        except Exception as error:  # noqa: BLE001 - the call goes on without a second attempt
+            visit.watch = None
+            self._failed("hedging", error)
 
     def _arm(self, latency: Latency) -> None:
         """Set the timer for the first of the queue that is still pending."""
@@ -72,7 +80,10 @@ class Hedges:
             visit = watched.popleft()[1]
             if visit.watch is not None and self.budget.left >= 1 and self._worth():
                 start, args = visit.watch
-                start(visit, *args)
+                try:
+                    start(visit, *args)
+                except Exception as error:  # noqa: BLE001 - as above
+                    self._failed("hedging", error)
         self._arm(latency)
 
     def _worth(self) -> bool:

@@ -18,6 +18,7 @@ from whisper_fast.errors import (
     Overloaded,
     SettingsError,
 )
+from whisper_fast.flags import either, logged
 
 from .alarm import Alarm
 from .budget import Budget
@@ -64,7 +65,8 @@ class LLMPool:
 
     `adaptive`, `hedging` and `coalescing` are asked before each use, so that they can be switched while it runs: the
     limits that follow the servers (`limits.AdaptiveLimit`), second attempts of slow calls (`hedge.Hedges`), one call
-    for equal deterministic requests under way (`flight`).
+    for equal deterministic requests under way (`flight`). `failed` is told by its flag's name which of them raised;
+    the call goes on without it.
 
     Errors of a call: Overloaded when `max_waiting` calls wait already, DeadlineExceeded when no slot became
     free, LLMTimeout when the time was used up, Closed when the pool was closed, and the other LLMErrors of
@@ -83,6 +85,7 @@ class LLMPool:
         adaptive: Callable[[], bool] = on,
         hedging: Callable[[], bool] = on,
         coalescing: Callable[[], bool] = on,
+        failed: Callable[[str, Exception], None] = logged,
         clock: Callable[[], float] | None = None,
     ) -> None:
         check(sources, max_concurrent, order)
@@ -90,15 +93,16 @@ class LLMPool:
         self._clock = clock
         self._alarm = Alarm(TICK, clock)
         self._upstreams: Sequence[Upstream] = [
-            Upstream(source, max_concurrent, max_waiting, self._alarm, clock, adaptive) for source in sources
+            Upstream(source, max_concurrent, max_waiting, self._alarm, clock, adaptive, failed) for source in sources
         ]
         self._timeout = checked(timeout)
         self._queue_timeout = queue_timeout
         self._order: Order = order
         self._retries = Budget(*RETRIES)
         self._hedging = hedging
-        self._hedges = Hedges(clock, Budget(SHARE, BURST))
+        self._hedges = Hedges(clock, Budget(SHARE, BURST), failed)
         self._coalescing = coalescing
+        self._failed = failed
         self._flights = Flights()
         self._closed = False
 
@@ -136,7 +140,8 @@ class LLMPool:
         if params and deterministic(params) and (shared or user is not None) and self._coalescing():
             key = identity(None if shared else user, (shared, priority, weight, timeout), messages, params)
             if key is not None:
-                return self._flights.join(key, partial(self._chat, messages, caller, timeout, params))
+                alone = partial(self._chat, messages, caller, timeout, params)
+                return either("batching", partial(self._flights.join, key, alone), alone, self._failed)
         return self._chat(messages, caller, timeout, params)
 
     async def _chat(

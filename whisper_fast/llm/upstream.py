@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from whisper_fast.breaker import Breaker
 from whisper_fast.errors import LLMError, LLMRateLimited, LLMTimeout, LLMUnavailable, WhisperFastError
+from whisper_fast.flags import logged
 from whisper_fast.limits import AdaptiveLimit
 
 from .endpoint import Endpoint
@@ -96,6 +97,7 @@ class Upstream:
         alarm: Alarm,
         clock: Callable[[], float],
         adaptive: Callable[[], bool],
+        failed: Callable[[str, Exception], None] = logged,
     ) -> None:
         declared = source.max_concurrent if isinstance(source, Endpoint) else None
         start = declared or max_concurrent
@@ -115,6 +117,7 @@ class Upstream:
         self.errors: Counter[str] = Counter()
         self._clock = clock
         self._adaptive = adaptive
+        self._failed = failed
         self._timer: asyncio.TimerHandle | None = None
         self._until = 0.0  # it is shut until then
         self._opened = 0  # how often the breaker had opened when it was shut last
@@ -174,11 +177,11 @@ class Upstream:
         sent, received = counted(usage) if usage is not None else (0, 0)
         tokens, in_flight = sent + received, self.slots.in_flight
         if visit.first:
-            self.limit.answered(now, visit.begun, in_flight, sent, visit.first, "first token")
+            self._learn(self.limit.answered, now, visit.begun, in_flight, sent, visit.first, "first token")
         else:
             self.whole.observe(now - visit.begun)
             if 2 * in_flight >= self.slots.limit:  # fewer calls do not show what it bears
-                self.limit.answered(now, visit.begun, in_flight, received)
+                self._learn(self.limit.answered, now, visit.begun, in_flight, received)
         if tokens:
             self.tokens += (tokens - self.tokens) / 64
             if visit.caller.shares:
@@ -195,9 +198,9 @@ class Upstream:
         if not isinstance(error, LLMError) or self._hurried(visit, error, now):
             return self.left(visit)
         if isinstance(error, LLMRateLimited) or error.status in OVERLOADED:
-            self.limit.refused(now, visit.begun, self.slots.in_flight)
+            self._learn(self.limit.refused, now, visit.begun, self.slots.in_flight)
         elif isinstance(error, LLMTimeout):
-            self.limit.late(now, visit.begun, self.slots.in_flight)
+            self._learn(self.limit.late, now, visit.begun, self.slots.in_flight)
         if error.outage:
             self.breaker.failed(visit.pass_, now, error.retry_after)
         else:
@@ -205,6 +208,13 @@ class Upstream:
         if isinstance(error, LLMRateLimited) and error.retry_after and self.breaker.state == "closed":
             self._shut(min(error.retry_after, LONGEST_PAUSE))
         return self._released()
+
+    def _learn(self, step: Callable[..., None], *args: Any) -> None:
+        """Let the limit learn; whatever is wrong with it, the call has its answer and the slot comes back."""
+        try:
+            step(*args)
+        except Exception as error:  # noqa: BLE001
+            self._failed("adaptive", error)
 
     def left(self, visit: Visit) -> None:
         """Count nothing."""

@@ -14,6 +14,7 @@ import msgspec
 
 from ..cache import Cache
 from ..errors import InvalidMessage, WhisperFastError
+from ..flags import either, logged
 from ..message import Recalled, checked_user
 from ..models.embedder import StaticEmbedder
 from ..store.files import DATABASE
@@ -62,6 +63,7 @@ class MemoryStore:
     batching     whether questions that come together are answered together; asked each time
     caching      whether segments and vectors of questions are kept; asked each time
     ann          whether users with `ann_rows` memories or more are searched through hnswlib; asked each time
+    failed       told by its flag's name which of these raised; the plain way was taken
 
     `start` begins what goes on in the background, `close` ends it. Every method raises InvalidMessage for a user,
     scope or value that cannot be, StoreError for what the disk does.
@@ -78,11 +80,13 @@ class MemoryStore:
         caching: Callable[[], bool] = lambda: True,
         ann: Callable[[], bool] = lambda: True,
         ann_rows: int = ANN_ROWS,
+        failed: Callable[[str, Exception], None] = logged,
     ) -> None:
         self._database = database
         self._embed = Embedding(embedder, embed, caching)
         self._embedder = embedder
         self._caching = caching
+        self._failed = failed
         self._cache: Cache[str, Segment] = Cache(cache_bytes, weigher=attrgetter("nbytes"))
         self._changes = 0  # how often something was taken away: what was prepared before is not shown, but read again
         self._recalling = Recalling(batching)
@@ -183,6 +187,13 @@ class MemoryStore:
 
     def publish(self, pending: Pending) -> None:
         """Show stored memories to the recalls that follow; on the loop, after the commit."""
+        try:
+            self._show(pending)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with the cache: the truth is on the disk
+            self._cache.clear()
+            self._failed("caching", error)
+
+    def _show(self, pending: Pending) -> None:
         if pending.bare:
             self._reembedding.wake()
         self._indexing.added(pending.user)
@@ -299,11 +310,18 @@ class MemoryStore:
         self, user: str, segment: Segment, query: str, vector: NDArray[np.float32] | None, k: int, scope: str
     ) -> list[Recalled]:
         index = self._indexing.of(user, len(segment)) if vector is not None else None
-        if index is None and len(query) <= INLINE_CHARACTERS:
-            question = segment.question(query, vector, k, scope)
-            if question is not None:
-                return segment.recalled(await self._recalling(question, user))
-        return await asyncio.to_thread(answer, segment, query, vector, k, scope, index)
+        scan = partial(answer, segment, query, vector, k, scope)
+        exactly = partial(asyncio.to_thread, scan)
+        if index is not None:
+            return await either("ann", partial(asyncio.to_thread, scan, index), exactly, self._failed)
+        question = segment.question(query, vector, k, scope) if len(query) <= INLINE_CHARACTERS else None
+        if question is None:
+            return await exactly()
+        together = partial(self._recalled, segment, question, user)
+        return await either("batching", together, exactly, self._failed)
+
+    async def _recalled(self, segment: Segment, question: Any, user: str) -> list[Recalled]:
+        return segment.recalled(await self._recalling(question, user))
 
     async def _vectors(self, user: str, texts: list[str]) -> NDArray[np.float32] | None:
         """Return the vectors of memories; None where the embedder may answer later: they are stored without."""
@@ -324,7 +342,8 @@ class MemoryStore:
     async def _segment(self, user: str) -> Segment:
         if not self._caching():
             return await self._load(user)
-        return await self._cache.get_or_load(user, self._load)
+        cached, plain = partial(self._cache.get_or_load, user, self._load), partial(self._load, user)
+        return await either("caching", cached, plain, self._failed)
 
     async def _load(self, user: str) -> Segment:
         return await self._database.read(partial(built, user=user, embedder=self._embedder))

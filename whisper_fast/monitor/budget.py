@@ -23,6 +23,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .. import clock
+from ..flags import logged
 from .pressure import trim
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Budget:
         size: int | None = None,
         shed: Callable[[str], None] = lambda _: None,
         enabled: Callable[[], bool] = lambda: True,
+        failed: Callable[[str, Exception], None] = logged,
     ) -> None:
         self._gauge = gauge
         self._caches = dict(caches)
@@ -80,6 +82,7 @@ class Budget:
         self._wanted = size
         self._shed = shed
         self._enabled = enabled
+        self._failed = failed
         self._at_start: int | None = None
         self.size = size or DEFAULT
         self.shedding = False
@@ -90,7 +93,10 @@ class Budget:
     async def run(self) -> None:
         """Look and act every `PERIOD` seconds, until cancelled."""
         while True:
-            await self.step()
+            try:
+                await self.step()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next look comes
+                self._failed("budget", error)
             await asyncio.sleep(PERIOD)
 
     async def step(self) -> None:

@@ -14,7 +14,8 @@ numbers. Nothing of what users wrote is in it, and no user's name. What is not m
     memory           what the process holds against its budget, and the latest changes of the budget
     loop             `lag`: how late the event loop was lately; the lines that held it since the start
     slowest          the slowest replies of the last minutes as waterfalls
-    flags            what is switched on
+    flags            every optimisation: whether it is on, what it does, how often it failed, whether it rests
+    flag_changes     the latest changes of flags, each with its reason
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Snapshots:
             "batchers": [batcher(name, counts) for name, counts in stats["batchers"].items()],
             "caches": list(caches(stats)),
             "memory": {**stats["budget"], "history": stats["budget"]["history"][-SHOWN:]},
-            "flags": self._flags.as_dict(),
+            **switches(self._flags),
             **(self._recorded.take(stats["loop"]) if self._recorded is not None else {}),
         }
         return {**shown, "health": health(self._ready(), shown)}
@@ -95,6 +96,11 @@ class Recorded:
             "loop": {**loop, **self._lag.look(), "lines": loop["lines"][:SHOWN]},
             "slowest": [one.as_dict() for one in record.slowest()[:SHOWN]],
         }
+
+
+def switches(flags: Flags) -> dict[str, Any]:
+    told = flags.described()
+    return {"flags": told["flags"], "flag_changes": told["changes"][:SHOWN]}
 
 
 def batcher(name: str, counts: Mapping[str, int]) -> dict[str, Any]:
@@ -152,5 +158,7 @@ def of_traffic(shown: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "memory", "Memory is short: new messages are refused (WHISPER_FAST_MEMORY_BUDGET)."
     if traffic["shed_per_s"]:
         yield "shed", f"{traffic['shed_per_s']:.1f} messages a second are refused."
+    if resting := [flag["name"] for flag in shown["flags"] if flag["resting"]]:
+        yield "flags", f"Switched off by itself because it failed, to be tried again: {', '.join(resting)}."
     if traffic["retrying"]:
         yield "retrying", f"{traffic['retrying']} messages have failed and wait to be tried again."

@@ -150,6 +150,11 @@ const tables = {
     { title: "Error", cell: (row) => row.name },
     number("times", (row) => count(row.count)),
   ]),
+  changes: table("changes", "Changes of optimisations", [
+    { title: "At", cell: (row) => clock(row.at) },
+    { title: "What", cell: (row) => `${row.flag} ${row.on ? "on" : "off"}` },
+    { title: "Because", cell: (row) => row.reason, kind: "why" },
+  ]),
   moves: table("moves", "Changes of the memory budget", [
     { title: "At", cell: (row) => clock(row.at) },
     { title: "What", cell: (row) => row.what },
@@ -261,17 +266,43 @@ function standing(kind, text) {
   write(state, text);
 }
 
+const switches = new Map();
+
 function flags(all) {
-  const list = $("flags");
-  Object.entries(all).forEach(([name, on], at) => {
-    if (!list.children[at]) {
-      const item = element("li");
-      item.append(element("span", "", name), element("span"));
-      list.append(item);
-    }
-    write(list.children[at].lastElementChild, on ? "on" : "off");
-  });
+  for (const flag of all) {
+    if (!switches.has(flag.name)) switches.set(flag.name, lever(flag));
+    const { button, told } = switches.get(flag.name);
+    const failed = flag.failures ? `, failed ${count(flag.failures)} times` : "";
+    write(told, `${flag.does}${failed}${flag.resting ? ", off by itself and tried again" : ""}`);
+    told.classList.toggle("missing", flag.resting);
+    button.setAttribute("aria-checked", String(flag.on));
+    write(button, flag.on ? "on" : "off");
+  }
 }
+
+function lever({ name, does }) {
+  const item = element("li"), button = element("button"), told = element("span", "quiet", does), title = element("b", "", name);
+  button.type = "button";
+  button.setAttribute("role", "switch");
+  button.setAttribute("aria-label", name);
+  button.addEventListener("click", () => flip(name, button.getAttribute("aria-checked") !== "true"));
+  item.append(title, told, button);
+  $("flags").append(item);
+  return { button, told };
+}
+
+async function flip(name, on) {
+  const reason = $("why").value.trim() || "on the operations page";
+  const request = { method: "POST", headers: { ...headers(), "Content-Type": "application/json" }, body: JSON.stringify({ flags: { [name]: on }, reason }) };
+  const response = await fetch("/ops/flags", request).catch(() => null);
+  const told = (await response?.json()) ?? { error: { message: "the server cannot be reached" } };
+  if (!response?.ok) { status.textContent = told.error.message; return; }
+  flags(told.flags);
+  tables.changes(changed(told.changes.slice(0, 10)));
+  status.textContent = `${name} is ${on ? "on" : "off"}`;
+}
+
+const changed = (list) => list.map((one) => ({ key: `${one.at} ${one.flag}`, ...one }));
 
 function draw(snapshot) {
   latest = snapshot;
@@ -293,6 +324,7 @@ function draw(snapshot) {
   tables.batchers(snapshot.batchers);
   tables.caches(snapshot.caches);
   flags(snapshot.flags);
+  tables.changes(changed(snapshot.flag_changes));
   tables.moves(snapshot.memory.history.toReversed().map((one) => ({ key: `${one.at} ${one.what}`, ...one })));
 }
 
