@@ -14,7 +14,7 @@ from whisper_fast import Engine, Message, Settings
 from whisper_fast.door.app import build
 from whisper_fast.door.auth import Keys
 from whisper_fast.door.ops import VIEWERS, Operations
-from whisper_fast.errors import LLMUnavailable
+from whisper_fast.errors import LLMUnavailable, StoreError
 from whisper_fast.llm import SimulatedLLM
 from whisper_fast.monitor import Snapshots
 
@@ -69,6 +69,8 @@ async def test_a_snapshot_tells_what_happened(engine):
     assert (traffic["accepted"], traffic["answered"], traffic["shed"], traffic["running"]) == (1, 1, 0, 0)
     assert 0 < traffic["answered_per_s"] <= 1
     assert traffic["slots"] > 50
+    assert (traffic["lost"], traffic["doubled"]) == (0, 0)
+    assert found["bottleneck"].keys() >= {"resource", "share", "confidence", "advice", "ranking"}
     assert [found["replies"][part]["count"] for part in ("reply", "llm", "ours")] == [1, 1, 1]
     assert found["replies"]["llm"]["p50"] >= 0.0195
     assert {"journal", "lane", "gather", "llm", "record", "emotion"} <= {one["name"] for one in found["stages"]}
@@ -144,6 +146,24 @@ async def test_a_model_that_keeps_failing_is_something_to_see_to(tmp_path):
         assert [one["kind"] for one in found["health"]["problems"]] == ["breaker simulated", "retrying"]
         assert found["errors"]["LLMUnavailable"] >= 5
         assert found["endpoints"][0]["breaker"] == "open"
+
+
+@pytest.mark.parametrize(
+    ("sql", "kind"),
+    [("DELETE FROM journal", "lost"), ("UPDATE journal SET state = 2, reply = CAST('{}' AS BLOB)", "doubled")],
+)
+async def test_a_message_that_was_lost_or_has_two_answers_is_told(tmp_path, sql, kind):
+    class Vandal(SimulatedLLM):
+        async def chat(self, *asked, **more):
+            await engine._database.write(lambda connection: connection.execute(sql) and None)
+            return await super().chat(*asked, **more)
+
+    async with running(tmp_path, Vandal(latency=0.0), drain_seconds=0.1) as engine:
+        with pytest.raises(StoreError):
+            await engine.respond(told(1))
+        found = snapshots(engine).take()
+    assert {name: found["traffic"][name] for name in ("lost", "doubled")} == {"lost": 0, "doubled": 0, kind: 1}
+    assert found["health"]["problems"][0]["kind"] == "lost"
 
 
 async def test_a_store_that_fails_and_an_engine_that_stops_are_told(engine):

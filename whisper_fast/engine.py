@@ -310,6 +310,7 @@ class Engine:
         """Return counters since start: messages, places, writes, and those of each part."""
         return {
             **self._turns.counts,
+            **self._journal.counts,
             **self._lanes.stats(),
             "retrying": len(self._turns.recovery),
             "commits": self._database.commits,
@@ -361,7 +362,7 @@ class Engine:
 
     async def embed(self, texts: list[str]) -> list[Any]:
         """Return a float32 vector for each text, batched with those of all users."""
-        return await self._embedding.many(texts)
+        return list(await self._embedding.many(texts))
 
     async def _share(self) -> None:
         """Share recent conversations with other engines. Raises StoreError."""

@@ -52,6 +52,7 @@ REPLIED = frozenset((ANSWERED, DONE, HELD, RELEASED))
 INSERT = """INSERT INTO journal (platform, channel, message_id, user, accepted_at, message, age, digest)
             VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
 
+HAS_REPLY = "SELECT reply IS NOT NULL FROM journal WHERE id = ? AND user = ? AND message_id = ?"
 KNOWN = "SELECT 1 FROM journal WHERE platform = ? AND channel = ? AND message_id = ? AND user = ?"
 
 log = logging.getLogger(__name__)
@@ -85,13 +86,15 @@ class Journal:
     """The journal of one data folder, written through the database's group commits.
 
     `age` is the seconds that engines have served it, all runs together: it knows nothing of the wall clock, which
-    may jump. `written` counts the bytes recorded since the start.
+    may jump. `written` counts the bytes recorded since the start, `counts` what must never be: replies whose message
+    was not in the journal any more (lost), or had one already (doubled).
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._born = clock.monotonic()
         self.written = 0
+        self.counts = {"lost": 0, "doubled": 0}
 
     @property
     def age(self) -> float:
@@ -164,6 +167,9 @@ class Journal:
             return found
 
         if not await self._database.write(job):
+            replied = await self._database.read(lambda connection: connection.execute(HAS_REPLY, ids_of(entry)).get)
+            self.counts["lost"] += replied is None
+            self.counts["doubled"] += bool(replied)
             raise StoreError(f"message {entry.message.id} is not in the journal any more; send it again")
 
     def fail(self, entries: Sequence[Entry]) -> asyncio.Future[Any]:

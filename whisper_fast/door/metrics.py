@@ -26,6 +26,8 @@ COUNTERS = {
     "accepted": "Messages accepted: stored and to be answered.",
     "answered": "Messages answered.",
     "failed": "Messages whose answer failed.",
+    "lost": "Replies whose message was not in the journal any more: must stay 0.",
+    "doubled": "Replies to a message that had one already, which nobody got: must stay 0.",
     "duplicates": "Deliveries of a message that had been accepted before.",
     "shed": "Messages refused because the engine was full.",
     "partial": "Answers that went out without some component.",

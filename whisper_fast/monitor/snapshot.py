@@ -6,6 +6,7 @@ numbers. Nothing of what users wrote is in it, and no user's name. What is not m
     at, uptime_s     epoch seconds; seconds since the first snapshot could have been taken
     health           ready; `problems`: kind and text of each thing that an operator should see to
     traffic          messages: accepted and answered a second, in flight, waiting, refused by reason
+    bottleneck       what limits now, how sure that is, and what to do; `resource` is "" while nothing is under way
     replies          seconds until the reply, split into `llm` and `ours`: count, p50, p95, p99 of the last minute
     stages           the same for every stage and component, with how often it was missing
     endpoints        each language model: breaker, limit and why it was moved last, latency, errors
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Snapshots"]
 
-COUNTED: Final = ("accepted", "answered", "failed", "duplicates", "shed", "partial")
+COUNTED: Final = ("accepted", "answered", "failed", "duplicates", "lost", "doubled", "shed", "partial")
 NOW: Final = ("in_flight", "in_flight_limit", "running", "slots", "waiting", "oldest_waiting", "retrying", "refused")
 SHOWN: Final = 10  # slowest replies, lines that held the loop, changes of the budget
 
@@ -69,6 +70,7 @@ class Snapshots:
             "endpoints": stats["llm"]["endpoints"],
             "batchers": [batcher(name, counts) for name, counts in stats["batchers"].items()],
             "caches": list(caches(stats)),
+            **({"bottleneck": stats["bottleneck"]} if "bottleneck" in stats else {}),
             "memory": {**stats["budget"], "history": stats["budget"]["history"][-SHOWN:]},
             **switches(self._flags),
             **(self._recorded.take(stats["loop"]) if self._recorded is not None else {}),
@@ -154,6 +156,8 @@ def of_models(endpoints: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str
 
 def of_traffic(shown: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     traffic = shown["traffic"]
+    if traffic["lost"] or traffic["doubled"]:
+        yield "lost", f"{traffic['lost']} messages were lost and {traffic['doubled']} answered twice: see the log."
     if shown["memory"]["shedding"]:
         yield "memory", "Memory is short: new messages are refused (WHISPER_FAST_MEMORY_BUDGET)."
     if traffic["shed_per_s"]:

@@ -109,6 +109,12 @@ const tables = {
     ...percentiles,
     number("replies", (row) => count(row.count)),
   ]),
+  ranking: table("ranking", "Resources that cost turns their time", [
+    { title: "Resource", cell: (row) => row.resource },
+    number("of all turns' time", (row) => share(row.share)),
+    number("used", (row) => share(row.utilisation)),
+    number("waiting", (row) => row.waiting.toFixed(1)),
+  ]),
   stages: table("stages", "Time of every stage and component", [
     { title: "Stage", cell: (row) => row.name.replaceAll("_", " ") },
     ...percentiles,
@@ -230,6 +236,7 @@ function figures({ traffic, replies, memory, loop }) {
   show("answered", rate(traffic.answered_per_s));
   line(traffic.answered_per_s);
   show("accepted", `${rate(traffic.accepted_per_s)} accepted a second, ${count(traffic.accepted)} in all`);
+  show("lost", `${count(traffic.lost)} lost, ${count(traffic.doubled)} answered twice`);
   show("running", `${count(traffic.running)} of ${count(traffic.slots)}`);
   fill("running", traffic.running, traffic.slots, "Turns that run, of those that may");
   show("waiting", `${count(traffic.in_flight)} in flight, ${count(traffic.waiting)} wait${traffic.waiting ? `, the oldest for ${seconds(traffic.oldest_waiting)}` : ""}`);
@@ -243,6 +250,12 @@ function figures({ traffic, replies, memory, loop }) {
   show("budget", `of ${bytes(memory.bytes)}`);
   show("lag", seconds(loop?.lag?.p99));
   show("blocked", loop ? `held ${loop.blocked === 1 ? "once" : `${count(loop.blocked)} times`} since the start, at most ${seconds(loop.lag_max)} late` : "not measured");
+}
+
+function bottleneck({ resource, share: part, confidence, advice, ranking }) {
+  show("limit", resource ? `${resource}: ${share(part)} of all turns' time, ${share(confidence)} sure` : "");
+  show("advice", advice);
+  tables.ranking(ranking);
 }
 
 function problems({ ready, problems: found }) {
@@ -311,6 +324,7 @@ function draw(snapshot) {
   write($("since"), `up ${lasting(snapshot.uptime_s)}`);
   figures(snapshot);
   problems(snapshot.health);
+  if (snapshot.bottleneck) bottleneck(snapshot.bottleneck);
   const { replies } = snapshot;
   if (replies) {
     show("over", `, in the last ${Math.round(replies.over_s)} seconds`);
