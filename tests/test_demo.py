@@ -113,3 +113,9 @@ def test_a_figure_that_must_be_zero_ends_the_command_with_1(figure):
     with pytest.raises(measure.typer.Exit) as ended:
         measure.finish({figure: 1}, as_json=True)
     assert ended.value.exit_code == 1
+
+
+def test_a_demo_that_accepted_nothing_ends_with_1():
+    with pytest.raises(measure.typer.Exit) as ended:
+        measure.finish({"accepted": 0, "lost": 0}, as_json=True)
+    assert ended.value.exit_code == 1

@@ -3,6 +3,7 @@
 loop     an asyncio loop whose time passes at once
 parts    the engine with a disk that fails and a writer and an executor without threads
 plan     what happens in a day: messages, redeliveries, faults, crashes
+platform the chat networks that replies are sent to
 world    the day itself, life after life of the process
 verdict  what must be true at its end
 """

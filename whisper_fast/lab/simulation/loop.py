@@ -72,9 +72,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def die(self) -> None:
         """End the world: no task takes another step, what their `finally` blocks do reaches nobody."""
         asyncio._set_running_loop(self)  # else what they wait for would begin a loop of its own
-        for task in asyncio.all_tasks(self):
-            task._log_destroy_pending = False  # type: ignore[attr-defined]
-            bury(cast("Coroutine[Any, Any, Any]", task.get_coro()))
+        buried: set[asyncio.Task[Any]] = set()
+        while left := asyncio.all_tasks(self) - buried:  # one that ends may begin another in its `finally` block
+            for task in left:
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                bury(cast("Coroutine[Any, Any, Any]", task.get_coro()))
+            buried |= left
         asyncio._set_running_loop(None)
         for result in self._held.values():
             if isinstance(result, Opened):  # files that nobody had yet taken from the thread

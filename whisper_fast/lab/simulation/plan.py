@@ -11,8 +11,10 @@ from ...message import Message
 from ..prove.isolation import MARK_OF, SCOPES
 from ..users import word
 
-__all__ = ["Act", "Plan"]
+__all__ = ["DEDUPLICATING", "PLATFORMS", "Act", "Plan"]
 
+DEDUPLICATING = frozenset(("discord",))  # platforms that show a nonce once
+PLATFORMS = ("discord", "irc")  # that the bot sends to by itself; who writes in the lab waits for the answer
 DAY = 60.0  # seconds in which everything begins
 POLICIES = ("queue", "queue", "queue", "merge", "interrupt", "drop")
 FAULTS = (
@@ -46,6 +48,8 @@ class Plan:
         self.model_fails = random.choice((0.0, 0.05, 0.3))
         self.hasty = random.choice((0.0, 0.1, 0.6))  # the share of messages that come together with the one before
         self.crashes = sorted(random.uniform(0.0, DAY) for _ in range(random.choice((0, 1, 1, 2, 3))))
+        self.sender_fails = random.choice((0.0, 0.1, 0.5))
+        self.sent = random.choice((0.0, 0.3, 0.8))  # the share of messages on a platform
         self._last = 0.0
         acts = [act for number in range(random.randint(5, 30)) for act in self._message(number)]
         acts += self._disturbances()
@@ -55,8 +59,9 @@ class Plan:
         random = self.random
         user, scope = random.randrange(self.users), random.choice(SCOPES[:4])
         text = f"{user} {scope} {word(user)} {MARK_OF[scope]} {number}"
+        platform = random.choice(PLATFORMS) if random.random() < self.sent else "lab"
         message = Message(
-            user=f"u{user}", text=text, id=f"m{number}", channel="c", platform="lab", scope=scope, at=0.0
+            user=f"u{user}", text=text, id=f"m{number}", channel="c", platform=platform, scope=scope, at=0.0
         )
         first = self._last if random.random() < self.hasty else random.uniform(0.0, DAY)
         self._last = first

@@ -6,13 +6,13 @@ import asyncio
 import logging
 import random
 import shutil
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from ... import clock
-from ...errors import Closed, LLMError, LLMRateLimited, LLMRejected, LLMUnavailable, StoreError, WhisperFastError
+from ...errors import Closed, LLMRateLimited, LLMRejected, LLMUnavailable, StoreError, WhisperFastError
 from ...llm.completion import Completion
 from ...message import Delta
 from ...models.embedder import StaticEmbedder
@@ -22,23 +22,25 @@ from ..prove.isolation import CANARY, MARKS, MAY_HEAR
 from ..users import word
 from .loop import Stalled, VirtualLoop
 from .parts import simulated_engine
-from .plan import DAY, Plan
+from .plan import DAY, DEDUPLICATING, PLATFORMS, Plan
+from .platform import Platform
 from .verdict import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Coroutine, Sequence
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
     from pathlib import Path
 
     from ...engine import Engine
     from ...message import ChatMessage, Message
+    from ...outbox import Outgoing
     from ...store.sqlite import Database
 
 __all__ = ["World", "simulate"]
 
 BIRTH = 1_700_000_000.0  # epoch seconds at which every day begins
 HEALING = 5.0  # seconds a fault of the disk lasts at most
-LOOK = 5.0  # seconds between two looks in the night
+LOOK = 5.0  # seconds between two looks in calm and night
+CALM = 2 * 3600.0  # seconds after the day in which an engine must finish everything by itself
 NIGHT = 4 * 3600.0  # seconds after the day in which everything must be finished
 EMBEDDERS: list[StaticEmbedder] = []
 SETTINGS: list[Settings] = []
@@ -72,7 +74,10 @@ class Model:
         world.prompted(messages)
         await asyncio.sleep(plan.random.expovariate(1 / plan.model_seconds))
         if not world.calm and plan.random.random() < plan.model_fails:
-            raise plan.random.choice(FAILURES)()
+            error = plan.random.choice(FAILURES)()
+            if isinstance(error, LLMRejected):
+                world.verdict.refused(messages[-1]["content"])
+            raise error
         self._answers += 1
         return Completion(text=f"answer {self._answers} to {messages[-1]['content']}", model=self.name)
 
@@ -115,6 +120,8 @@ class World:
         self.databases: list[Database] = []
         self.lane: list[str] = []  # the messages of this life, in the order in which they were sent
         self.died = False
+        self.platforms = [Platform(self, name) for name in PLATFORMS]
+        self.calmed = False  # whether a life has had hours in which all was well
         self.serving = False  # whether an engine is open and was not told to stop
         self.loop: VirtualLoop
 
@@ -122,9 +129,8 @@ class World:
         """Let the process live and die until the day is over, then let the last one finish its work."""
         logging.disable(logging.CRITICAL)  # what fails here was made to fail
         try:
-            while self.crashes or self.acts:
+            while self.crashes or self.acts or not self.calmed:
                 self._life(self._day())
-            self.calm = True
             self._life(self._night())
         finally:
             logging.disable(logging.NOTSET)
@@ -143,6 +149,7 @@ class World:
             for found in CANARY.findall(str(message["content"])):
                 if found != word(int(user)) and not (found in MARKS and MARKS[found] in allowed):
                     self.verdict.leaks += 1
+        self.verdict.asked(messages[-1]["content"])
         self.note(f"asked {messages[-1]['content']}")
 
     def note(self, line: str) -> None:
@@ -161,7 +168,7 @@ class World:
         with clock.replaced(monotonic=loop.time, wall=self._wall):
             task = loop.create_task(work, name="life")
             task.add_done_callback(lambda _: loop.stop())
-            if self.crashes and not self.calm:
+            if self.crashes:
                 loop.call_at(self.crashes[0], self._kill)
             try:
                 loop.run_forever()
@@ -183,7 +190,7 @@ class World:
     def _die(self, why: str) -> None:
         """Let the process end here."""
         self.note(why)
-        self.verdict.deaths += 1
+        self.verdict.died()
         self.died = True
         self.loop.stop()
 
@@ -228,21 +235,47 @@ class World:
                 self.note(f"{act.kind} {getattr(act.detail, 'id', act.detail)}")
                 getattr(self, f"_{act.kind}")(engine, act.detail)
             await asyncio.sleep(max(0.0, DAY - self.loop.now))
+            await self._calm_hours(engine)
             self.serving = False
         await self._clients_end()
 
+    async def _calm_hours(self, engine: Engine) -> None:
+        """Let the engine go on by itself, with model, disk and platforms that are well again."""
+        self.calm = True
+        self.disk.heal()
+        for _ in range(int(CALM / LOOK)):
+            await asyncio.sleep(LOOK)
+            left = await self._undone(engine)
+            if not left:
+                break
+        else:
+            self.verdict.left += left
+        self.calmed = True
+
+    async def _undone(self, engine: Engine) -> list[str]:
+        """Return who waits, and the messages that are not finished or not sent where they may be sent again."""
+        entries = await engine._journal.unfinished()
+        for name in sorted(DEDUPLICATING):
+            entries += await engine._journal.held(name, released=False)
+        waiting = [f"client {task.get_name()}" for task in self.clients]
+        return waiting + [f"{entry.message.id}: state {entry.state}" for entry in entries]
+
     async def _night(self) -> None:
-        """Give the engine time, with a model and a disk that are well, to finish whatever was accepted."""
+        """Start once more, with a model and a disk that are well: what is finished stays so."""
         async with self._open() as engine:
             for _ in range(int(NIGHT / LOOK)):
                 if not await engine._journal.unfinished():
                     break
                 await asyncio.sleep(LOOK)
 
-    def _open(self) -> AbstractAsyncContextManager[Engine]:
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[Engine]:
         self.note("born")
         kind = simulated_engine(self.disk, self._delay, self.databases)
-        return kind.open(self.settings, llm=self.model, embedder=EMBEDDERS[0])
+        async with kind.open(self.settings, llm=self.model, embedder=EMBEDDERS[0]) as engine:
+            for platform in self.platforms:
+                platform.join(engine)
+            yield engine
 
     async def _clients_end(self) -> None:
         """Wait for those who still wait for an answer: nobody may wait for ever."""
@@ -274,22 +307,34 @@ class World:
         fresh = verdict.delivered(message)
         number = len(self.lane)
         self.lane.append(message.id)
+        refusals = verdict.refusals[message.id]
         try:
             ticket = await engine.submit(message, streamed=streamed)
-            verdict.accepted(message)
+            verdict.accepted(message, refused=verdict.refusals[message.id] > refusals)
             self.note(f"accepted {message.id}")
+            if message.platform in PLATFORMS:
+                return  # the answer goes there by itself
             text = "".join([piece async for piece in ticket.pieces()]) if streamed else (await ticket.reply()).text
         except WhisperFastError as error:
             self.note(f"{message.id} {type(error).__name__}")
             if isinstance(error, Closed) and self.serving:
                 verdict.stuck.append(f"{message.id} was left to the next start by an engine that runs")
-            if isinstance(error, LLMError):
-                verdict.failed.add(message.id)
+            if isinstance(error, LLMRejected):
+                verdict.told_refused(message)
             return
         self.note(f"answered {message.id} {text}")
         verdict.answered(message, text, number if fresh and not streamed else None)
-        if not all(found in (word(int(message.user[1:])), *MARKS) for found in CANARY.findall(text)):
-            verdict.leaks += 1
+        self._look_at(message.user, text)
+
+    def shown(self, out: Outgoing) -> None:
+        """Take down what a platform shows."""
+        self.note(f"shown {out.message_id} {out.reply.text}")
+        self.verdict.shown(out)
+        self._look_at(out.user, out.reply.text)
+
+    def _look_at(self, user: str, text: str) -> None:
+        """Count a reply that holds somebody else's words."""
+        self.verdict.leaks += not all(found in (word(int(user[1:])), *MARKS) for found in CANARY.findall(text))
 
     def _fault(self, _: Engine, fault: tuple[str, int, int, int | None]) -> None:
         method, code, nth, times = fault
