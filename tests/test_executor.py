@@ -212,7 +212,7 @@ async def test_closures_and_bound_methods_share_what_is_learnt():
 
 
 async def kind_after(executor, fn, *args, calls=60):
-    """Return where `auto` runs a function in the end, called one at a time."""
+    """Return where `auto` runs a function in the end, called one at a time; a busy machine makes it learn slower."""
     for _ in range(calls):
         await executor.run(fn, *args)
         found = executor.stats().functions[f"errands.{fn.__name__}"]
@@ -223,7 +223,7 @@ async def kind_after(executor, fn, *args, calls=60):
 
 async def test_what_holds_the_interpreter_moves_to_a_process_and_says_why():
     async with Executor(threads=2, processes=1) as executor:
-        found = await kind_after(executor, errands.holding, 8)
+        found = await kind_after(executor, errands.holding, 8, calls=1000)
         assert (found.kind, "held the interpreter" in found.why) == ("process", True)
         assert await executor.run(errands.holding, 8) > 0
         assert executor.stats().processes == 1
@@ -352,6 +352,35 @@ async def test_close_waits_for_what_ends():
     threading.Timer(0.01, gate.event.set).start()
     await executor.close()
     assert await task == 7
+
+
+async def test_close_leaves_no_descriptor_open():
+    async with Executor(threads=2, processes=1) as executor:
+        await executor.run(int, kind="thread")
+    before = len(os.listdir("/dev/fd"))
+    for _ in range(5):
+        async with Executor(threads=2, processes=1) as executor:
+            await executor.run(int, kind="thread")
+    assert len(os.listdir("/dev/fd")) <= before
+
+
+async def test_a_thread_that_is_left_behind_rings_for_nobody():
+    """Its descriptor stays open until then, so that it cannot write into a file that was opened since."""
+    release = threading.Event()
+    executor = Executor(threads=1, processes=1, grace=0.01)
+    hanging = asyncio.create_task(executor.run(release.wait, kind="thread"))
+    await asyncio.sleep(0.01)
+    thread = next(t for t in threading.enumerate() if t.name.startswith("whisper-fast-thread"))
+    bell = executor._threads._bell
+    await executor.close()
+    with pytest.raises(Closed):
+        await hanging
+    assert os.fstat(bell[1])
+    release.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    for end in set(bell):
+        os.close(end)
 
 
 def test_one_executor_serves_one_loop_after_the_other():

@@ -17,7 +17,7 @@ from .threads import Job, Threads
 from .waiter import expire_later
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from types import TracebackType
 
     from .processes import Processes
@@ -217,15 +217,15 @@ class Executor:
         job = self._threads.submit(fn, args)
         pulse = Pulse(job.future.get_loop()) if profile.may_move else None
         try:
-            result = plain(await answered(job.future, timeout))
+            result = plain(await (job if timeout is None else within(timeout, job.future, job)))
         finally:
             held = 0.0 if pulse is None else pulse.held()
             if job.wall:
                 self._learn(profile, job)
             wall, cpu = job.wall, job.cpu
-            del job  # breaks the same cycle as in `answered`
+            del job  # breaks the same cycle as in `within`
         if profile.worth_a_process(wall, cpu, held):
-            profile.could_move(wall, await self._threads.submit(copying, ((fn, args), result)).future)
+            profile.could_move(wall, await self._threads.submit(copying, ((fn, args), result)))
         return result  # type: ignore[no-any-return]
 
     async def _in_process(
@@ -235,14 +235,16 @@ class Executor:
         began, at_once = perf_counter(), not workers.waiting and workers.busy < workers.started
         call = workers.submit(fn, args, idempotent=idempotent)
         try:
-            return await answered(call.future, timeout)  # type: ignore[no-any-return]
+            if timeout is None:
+                return await call.future  # type: ignore[no-any-return]
+            return await within(timeout, call.future, call.future)  # type: ignore[no-any-return]
         except DeadlineExceeded:
             workers.expire(call)
             raise
         finally:
             if at_once and call.wall:
                 profile.ran_in_process(call.wall, perf_counter() - began - call.wall)
-            del call  # breaks the same cycle as in `answered`
+            del call  # breaks the same cycle as in `within`
 
     def _learn(self, profile: Profile, job: Job) -> None:
         hop = perf_counter() - job.submitted - job.wall
@@ -259,15 +261,14 @@ class Executor:
         return self._processes
 
 
-async def answered(future: asyncio.Future[Any], timeout: float | None) -> Any:
-    """Await a future that nobody else awaits; raises DeadlineExceeded after `timeout` seconds."""
-    timer = None if timeout is None else expire_later(future, timeout)
+async def within(seconds: float, future: asyncio.Future[Any], answer: Awaitable[Any]) -> Any:
+    """Await `answer`, which comes through `future`; raises DeadlineExceeded after `seconds`."""
+    timer = expire_later(future, seconds)
     try:
-        return await future
+        return await answer
     finally:
-        if timer is not None:
-            timer.cancel()
-        del future  # an error would keep itself alive: error, traceback, this frame, future, error
+        timer.cancel()
+        del future, answer  # an error would keep itself alive: error, traceback, this frame, future, error
 
 
 def plain(value: T) -> T:

@@ -1,13 +1,16 @@
 """Threads that an event loop hands functions to, with as little as possible between the two.
 
 A job goes into one C queue (`SimpleQueue`) and its result comes back through a deque; however many results are ready,
-the loop is woken once for all of them. That, and no `concurrent.futures.Future` with its lock between, is what makes
-a hop several times cheaper than `loop.run_in_executor`.
+the loop is woken once for all of them. What a hop costs is the waking of two threads, twice each where the one that
+wakes finds the interpreter taken by the one that woke it. So the queue is given a job in the last moment before its
+task lets the loop go on, and the loop is woken by a write that lets go of the interpreter meanwhile, not by
+`call_soon_threadsafe`, which keeps it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections import deque
 from contextvars import copy_context
@@ -18,28 +21,41 @@ from typing import TYPE_CHECKING, Any
 from .errors import Closed, Overloaded, own_copy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
     from contextvars import Context
 
 __all__ = ["Job", "Threads"]
 
+RING = (1).to_bytes(8, "little")
 JOINING = 1.0  # seconds; a thread that has said good-bye needs microseconds
 
 
 class Job:
     """One call: what to run, where its result goes, and what it cost."""
 
-    __slots__ = ("args", "context", "cpu", "error", "fn", "future", "result", "submitted", "wall")
+    __slots__ = ("_queue", "args", "context", "cpu", "error", "fn", "future", "result", "submitted", "wall")
 
-    def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], future: asyncio.Future[Any]) -> None:
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        future: asyncio.Future[Any],
+        queue: SimpleQueue[Job | None],
+    ) -> None:
         self.fn = fn
         self.args = args
         self.future = future
+        self._queue = queue
         self.context: Context = copy_context()
         self.submitted = perf_counter()
         self.result: Any = None
         self.error: BaseException | None = None
         self.wall = self.cpu = 0.0  # seconds, as measured in the thread
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        """Go to a thread, and come back with the result; a job is awaited once."""
+        self._queue.put(self)
+        return (yield from self.future)
 
     def run(self) -> None:
         """Call the function; whatever it raises is kept for the caller."""
@@ -62,6 +78,17 @@ class Job:
             self.future.set_exception(own_copy(self.error) if stop else self.error)
 
 
+def bell() -> tuple[int, int]:
+    """Return the descriptors for reading and for writing of what wakes a loop."""
+    if hasattr(os, "eventfd"):
+        number = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        return number, number
+    ends = os.pipe()
+    for end in ends:
+        os.set_blocking(end, False)
+    return ends
+
+
 class Threads:
     """At most `size` daemon threads, started when they are needed, for one event loop at a time."""
 
@@ -74,6 +101,7 @@ class Threads:
         self._running: set[Job] = set()
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._bell: tuple[int, int] | None = None  # read and write end
         self._waking = False
         self._outstanding = 0  # handed over and not come back
         self.done = 0  # jobs that have come back
@@ -102,17 +130,16 @@ class Threads:
         return max(0, self._outstanding - len(self._running) - len(self._done))
 
     def submit(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Job:
-        """Hand a call to a thread; await the job's `future`. Raises Closed, Overloaded."""
+        """Return a job for a thread; await it at once, for it counts from now on. Raises Closed, Overloaded."""
         if self._closed:
             raise Closed("the threads are closed")
         if self._outstanding >= self._max_waiting + self._size:
             raise Overloaded(f"{self._outstanding} calls wait for {self._size} threads")
         loop = self._home()
-        job = Job(fn, args, loop.create_future())
+        job = Job(fn, args, loop.create_future(), self._jobs)
         self._outstanding += 1
         if self._outstanding > len(self._threads) and len(self._threads) < self._size:
             self._start()
-        self._jobs.put(job)
         return job
 
     def resize(self, size: int) -> None:
@@ -124,26 +151,42 @@ class Threads:
     async def close(self, grace: float) -> None:
         """Fail what no thread has taken, and wait at most `grace` seconds for what runs."""
         self._closed = True
-        if self._loop is None or not self._threads:
+        if self._loop is None:
             return
+        loop = self._home()
         self._fail_waiting()
-        self._all_left = self._loop.create_future()
+        self._all_left = loop.create_future()
         for _ in self._threads:
             self._jobs.put(None)
+        self._leave()
         await asyncio.wait([self._all_left], timeout=grace)
         for thread in self._left:
             thread.join(JOINING)
         for job in list(self._running):
             job.error = Closed(f"the executor was closed, and the call did not end within {grace:g} s")
             job.settle()
+        self._unhang(loop)
 
     def _home(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             if self._loop is not None and not self._loop.is_closed():
                 raise RuntimeError("an executor serves one event loop; give the other loop an executor of its own")
+            if self._bell is None:
+                self._bell = bell()
+            loop.add_reader(self._bell[0], self._heard)
             self._loop = loop
         return loop
+
+    def _unhang(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take the bell down; a thread that is left behind may still ring it, so then it is not closed."""
+        if self._bell is None:
+            return
+        loop.remove_reader(self._bell[0])
+        if len(self._left) == len(self._threads):
+            for end in set(self._bell):
+                os.close(end)
+        self._bell = None
 
     def _start(self) -> None:
         name = f"{self._name}-{len(self._threads)}"
@@ -172,22 +215,25 @@ class Threads:
                 self._running.discard(job)
             self._done.append(job)
             del job  # an idle thread keeps nothing alive
-            if not self._waking:
-                self._waking = True
-                self._call(self._deliver)
+            self._ring()
         self._left.append(threading.current_thread())
-        self._call(self._leave)
+        self._ring()
 
-    def _call(self, callback: Callable[[], None]) -> None:
-        loop = self._loop
-        if loop is not None and not loop.is_closed():
-            try:
-                loop.call_soon_threadsafe(callback)
-            except RuntimeError:
-                if not loop.is_closed():
-                    raise
+    def _ring(self) -> None:
+        """Wake the loop, unless it is being woken."""
+        bell = self._bell
+        if not self._waking and bell is not None:
+            self._waking = True
+            os.write(bell[1], RING)
 
     # ---- on the loop
+
+    def _heard(self) -> None:
+        if self._bell is not None:
+            os.read(self._bell[0], 4096)
+        self._deliver()
+        if self._left:
+            self._leave()
 
     def _deliver(self) -> None:
         self._waking = False  # before the first look: who comes after it wakes the loop again
