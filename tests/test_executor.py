@@ -369,7 +369,7 @@ async def test_a_thread_that_is_left_behind_rings_for_nobody():
     release = threading.Event()
     executor = Executor(threads=1, processes=1, grace=0.01)
     hanging = asyncio.create_task(executor.run(release.wait, kind="thread"))
-    await asyncio.sleep(0.01)
+    await until(lambda: executor.stats().threads_busy == 1)
     thread = next(t for t in threading.enumerate() if t.name.startswith("whisper-fast-thread"))
     bell = executor._threads._bell
     await executor.close()

@@ -7,6 +7,7 @@ import multiprocessing.resource_tracker
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -208,12 +209,42 @@ async def test_ten_thousand_kills_and_no_hang(workers):
 
 async def test_a_dead_nursery_is_replaced(workers):
     processes = workers(2)
-    await run(processes, os.getpid)
-    for child in psutil.Process().children():
-        if "spawn_main" in " ".join(child.cmdline()):
-            child.kill()
+    os.kill(await run(processes, os.getppid), signal.SIGKILL)
     await until(lambda: not processes.started)
     assert await asyncio.gather(*(run(processes, pow, n, 2) for n in range(8))) == [n * n for n in range(8)]
+
+
+PROGRAM = """
+import asyncio, sys
+from whisper_fast.executor import Executor
+
+print("began", flush=True)
+
+def double(n):
+    return 2 * n
+
+async def main():
+    async with Executor(threads=1, processes=1) as executor:
+        executor.warm()
+        while not executor.stats().processes:
+            await asyncio.sleep(0.001)
+        print(await executor.run(double if "ours" in sys.argv else abs, -3, kind="process"))
+
+if "unguarded" in sys.argv or __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "printed"),
+    [(["unguarded"], ["began", "3"]), (["ours"], ["began", "began", "-6"]), ([], ["began", "3"])],
+)
+def test_a_program_is_imported_by_workers_only_for_what_it_defines(tmp_path, words, printed):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    ran = subprocess.run(
+        [sys.executable, "program.py", *words], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert (ran.stdout.split(), ran.stderr) == (printed, "")
 
 
 # ---- limits
@@ -232,6 +263,7 @@ async def test_a_timeout_kills_the_worker_that_exceeds_it():
 
 async def test_what_waits_beyond_its_timeout_never_starts(tmp_path):
     async with Executor(threads=1, processes=1) as executor:
+        assert await executor.run(pow, 2, 2, kind="process") == 4  # there is a worker, however long it took to start
         holding = asyncio.create_task(executor.run(hold, tmp_path / "pid", kind="process", timeout=0.5))
         await until((tmp_path / "pid").exists)
         with pytest.raises(DeadlineExceeded):

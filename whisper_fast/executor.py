@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from importlib import import_module
 from inspect import iscoroutinefunction
 from time import perf_counter
 from types import CoroutineType
@@ -154,6 +155,13 @@ class Executor:
     def warm(self) -> None:
         """Start all worker processes now, without waiting for them."""
         self._workers().warm()
+
+    async def warm_up(self, after: float) -> None:
+        """Start all worker processes `after` seconds from now; the loop goes on meanwhile."""
+        await asyncio.sleep(after)
+        await asyncio.to_thread(import_module, "whisper_fast.processes")  # 30 ms
+        if not self._closed:
+            self.warm()
 
     def stats(self) -> ExecutorStats:
         """Return what runs where, and what was learnt of each function and why."""

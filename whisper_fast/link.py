@@ -41,10 +41,12 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.WriteTransport | None = None
         self._received = bytearray()
 
-    def send(self, number: int, data: bytes | None, pieces: list[Piece]) -> None:
-        """Hand a call to the worker."""
+    def send(
+        self, number: int, data: bytes | None, pieces: list[Piece], *, main: dict[str, str] | None = None
+    ) -> None:
+        """Hand a call to the worker; `main` is where the program's main module is, if the call needs it."""
         assert self._transport is not None  # noqa: S101 - a link that has no transport yet is given no call
-        self._transport.write(framed(number, data, pieces, self._inbox.take_returned()))
+        self._transport.write(framed(number, data, pieces, self._inbox.take_returned(), main))
 
     def began(self, number: int) -> bool:
         """Whether the worker has begun the call `number`."""

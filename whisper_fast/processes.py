@@ -37,11 +37,12 @@ SAMPLE = 4096  # bytes of an array that tell one item from another
 class Call:
     """One call on its way: what to run, and where its outcome goes."""
 
-    __slots__ = ("arrays", "data", "deaths", "future", "idempotent", "link", "number", "wall")
+    __slots__ = ("arrays", "data", "deaths", "future", "idempotent", "link", "main", "number", "wall")
 
     def __init__(self, number: int, fn: Callable[..., Any], args: tuple[Any, ...], idempotent: bool) -> None:
         self.number = number
         self.data, self.arrays = pickled((fn, args))
+        self.main = main_module() if b"__main__" in self.data else None
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.idempotent = idempotent
         self.deaths = 0
@@ -65,6 +66,13 @@ class Call:
         if not self.future.done():
             self.future.set_exception(error)
             self.future.exception()  # seen, even if its task is being cancelled at this moment
+
+
+def main_module() -> dict[str, str]:
+    """Return where the main module is, as multiprocessing tells its children; nothing for one without a file."""
+    from multiprocessing.spawn import get_preparation_data
+
+    return {name: value for name, value in get_preparation_data("").items() if name.startswith("init_main_from")}
 
 
 class Processes:
@@ -231,7 +239,7 @@ class Processes:
     def _hand_over(self, call: Call, link: Link) -> None:
         link.call, call.link = call, link
         if call.nbytes < LARGE:
-            link.send(call.number, *placed(call.data, call.arrays, link.outbox))
+            link.send(call.number, *placed(call.data, call.arrays, link.outbox), main=call.main)
             return
         copying = asyncio.get_running_loop().run_in_executor(None, placed, call.data, call.arrays, link.outbox)
         copying.add_done_callback(lambda done: self._copied(link, call, done))
@@ -243,7 +251,7 @@ class Processes:
             call.fail(Overloaded(f"the arguments of this call are too large: {error}"))
             self._free(link)
         else:
-            link.send(call.number, *done.result())
+            link.send(call.number, *done.result(), main=call.main)
 
     def _answered(self, link: Link, good: bool, outcome: Any, peak: int, wall: float) -> None:
         call = link.call

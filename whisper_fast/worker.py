@@ -1,10 +1,11 @@
 """What runs in worker processes: the nursery that forks them, and the loop of one worker.
 
 A worker's link carries frames: four bytes of length, then a marshalled tuple. A call is (number, data, pieces, taken
-back), an answer (number, data, pieces, taken back, peak bytes, seconds): `data` is a pickle, its arrays lie at
+back, main), an answer (number, data, pieces, taken back, peak bytes, seconds): `data` is a pickle, its arrays lie at
 `pieces` of the arena of that direction; a long pickle is itself the first piece, and `data` is None. `taken back` are
 offsets of the other direction's arena that are no longer looked at. Before a worker begins a call it writes the
-number into the first bytes of its arena, so that its parent knows what was running when it died.
+number into the first bytes of its arena, so that its parent knows what was running when it died. `main` says where
+the program's main module is, if the call needs it.
 
 It imports next to nothing, for every worker pays for it.
 """
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from .arena import Piece
 
-__all__ = ["LENGTH", "RUNNING", "framed", "nurse", "pickled", "placed", "unpacked"]
+__all__ = ["LENGTH", "RUNNING", "begin", "framed", "pickled", "placed", "unpacked"]
 
 LENGTH = Struct("<I")
 RUNNING = Struct("<Q")
@@ -42,11 +43,16 @@ PEAK_UNIT = 1 if sys.platform == "darwin" else 1024
 SIGKILL_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 
 
+def begin(control: int) -> None:
+    """Be the nursery at the other end of this descriptor; where a fresh interpreter starts."""
+    nurse(socket.socket(fileno=control))
+
+
 def nurse(control: socket.socket) -> None:
     """Fork a worker for each (link, arena, arena) that comes through `control`, until its other end is closed.
 
-    It has one thread and holds nothing, so its children start in milliseconds, with the program's main module
-    imported and without its locks or threads. Answers each request with the worker's process id.
+    It has one thread and holds nothing, so its children start in milliseconds, without the program's locks or
+    threads. Answers each request with the worker's process id.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system reaps them
@@ -99,11 +105,11 @@ def follow(link: int) -> None:
 
 def work(link: socket.socket, inbox: Inbox, outbox: Outbox) -> None:
     """Answer the calls that come through `link` one after the other."""
-    for number, data, pieces, taken_back in frames(link):
+    for number, data, pieces, taken_back, main in frames(link):
         RUNNING.pack_into(outbox.mapping, 0, number)
         outbox.free(taken_back)
         began = perf_counter()
-        content = answer(data, pieces, inbox, outbox)
+        content = answer(data, pieces, inbox, outbox, main)
         link.sendall(framed(number, *content, inbox.take_returned(), peak(), perf_counter() - began))
 
 
@@ -113,15 +119,27 @@ def frames(link: socket.socket) -> Iterator[Any]:
         yield marshal.loads(stream.read(LENGTH.unpack(head)[0]))  # noqa: S302 - the parent wrote it
 
 
-def answer(data: bytes | None, pieces: list[Piece], inbox: Inbox, outbox: Outbox) -> tuple[bytes | None, list[Piece]]:
+def answer(
+    data: bytes | None, pieces: list[Piece], inbox: Inbox, outbox: Outbox, main: dict[str, str] | None = None
+) -> tuple[bytes | None, list[Piece]]:
     """Return the packed outcome (True, result) or (False, error) of a call."""
     try:
+        if main:
+            import_main(main)
         fn, args = unpacked(data, pieces, inbox)
         outcome = True, fn(*args)
         del fn, args  # what it looked at may be given back with this answer
         return placed(*pickled(outcome), outbox)
     except BaseException as error:  # noqa: BLE001 - whatever a call raises, SystemExit too, is its caller's
         return placed(*pickled((False, sendable(error))), outbox)
+
+
+def import_main(main: dict[str, str]) -> None:
+    """Import the program's main module under the name `__mp_main__`, as multiprocessing does; once."""
+    if "__mp_main__" not in sys.modules:
+        from multiprocessing.spawn import prepare
+
+        prepare(main)
 
 
 def sendable(error: BaseException) -> BaseException:
