@@ -1,4 +1,4 @@
-"""What the batcher costs an item, beside asyncio.gather over the same items without batching, and the plain call.
+"""What the batcher costs an item, beside `batched` (mixedbread) and asyncio.gather over the same items.
 
 Goals: 3 us an item awaited at batch 64, 0.3 us through submit_many; an idle batcher adds at most 50 us.
 """
@@ -12,6 +12,11 @@ import uvloop
 
 from whisper_fast._batch import Assembly
 from whisper_fast.batcher import MicroBatcher
+
+try:
+    from batched import aio as batched
+except ImportError:
+    batched = None
 
 BATCH = 64
 ROUNDS = 50
@@ -43,6 +48,32 @@ async def idle(batcher):
 async def plain(batcher):
     for _ in range(ROUNDS):
         await asyncio.gather(*(one(n) for n in range(BATCH)))
+
+
+async def theirs(call):
+    """Cost of an item through `batched`: CPU at 64 at once, then wall time of one alone, in seconds."""
+    for _ in range(2):
+        begin = thread_time()
+        for _ in range(ROUNDS // 5):
+            await asyncio.gather(*(call([n]) for n in range(BATCH)))
+        busy = (thread_time() - begin) / (ROUNDS // 5 * BATCH)
+        waits = []
+        for n in range(20):
+            begin = perf_counter()
+            await call([n])
+            waits.append(perf_counter() - begin)
+    return busy, sorted(waits)[10]
+
+
+async def alone():
+    """Return the median wall time of one item through an idle batcher, in seconds."""
+    async with MicroBatcher(echo, max_batch=BATCH) as batcher:
+        waits = []
+        for n in range(500):
+            begin = perf_counter()
+            await batcher.submit(n)
+            waits.append(perf_counter() - begin)
+    return sorted(waits)[250]
 
 
 async def work(kind):
@@ -94,9 +125,17 @@ def test_table(capsys):
     spent = {
         kind.__name__: min(uvloop.run(work(kind)) for _ in range(5)) * 1e6 for kind in (plain, awaited, many, idle)
     }
-    alone, beside = (uvloop.run(light_beside_flood(flooded)) * 1e3 for flooded in (False, True))
+    wait = uvloop.run(alone())
+    lone, beside = (min(uvloop.run(light_beside_flood(flooded)) for _ in range(5)) * 1e3 for flooded in (False, True))
     with capsys.disabled():
         print(f"\n{'CPU us an item':32}{'':>8}{'x gather':>10}")
         for name, cost in spent.items():
             print(f"{name:32}{cost:8.2f}{cost / spent['plain']:10.2f}")
-        print(f"light user's p99: {alone:.1f} ms alone, {beside:.1f} ms beside 10,000 items ({beside / alone:.1f}x)")
+        print(f"one item through an idle batcher: {wait * 1e6:.0f} us")
+        print(f"light user's p99: {lone:.1f} ms alone, {beside:.1f} ms beside 10,000 items ({beside / lone:.2f}x)")
+        if batched is None:
+            print("batched is not installed (pip install 'whisper-fast[bench]')")
+            return
+        busy, idle_wait = asyncio.run(theirs(batched.dynamically(echo, batch_size=BATCH, timeout_ms=5.0)))
+        print(f"batched: {busy * 1e6:.1f} us of CPU an item ({busy * 1e6 / spent['awaited']:.1f}x awaited)", end="; ")
+        print(f"one item when idle {idle_wait * 1e6:.0f} us ({idle_wait / wait:.0f}x)")
