@@ -18,7 +18,7 @@ Floats = NDArray[np.float32]
 
 MAX_CHARACTERS = 4096
 TOGETHER: Final = 4096  # characters in one batch of a model that is paid by length: about 0.15 s of a core
-PADDING: Final = 0.05
+SPREAD: Final = 0.2  # of the lengths in one batch: with less, batches are too small (bench_batched_embeddings.py)
 
 
 @runtime_checkable
@@ -44,7 +44,7 @@ def bounds(embedder: Embedder) -> dict[str, Any]:
     at once when they are long. To any other a batch is a number of texts.
     """
     length = getattr(embedder, "length", None)
-    return {} if length is None else {"cost": length, "max_cost": TOGETHER, "max_padding": PADDING}
+    return {} if length is None else {"cost": length, "max_cost": TOGETHER, "max_padding": SPREAD}
 
 
 class StaticEmbedder:
