@@ -366,7 +366,7 @@ async def test_what_was_accepted_survives_kill_9_and_is_answered_once(settings):
 
 
 async def test_worker_processes_are_there_soon_after_the_start(settings, monkeypatch):
-    monkeypatch.setattr("whisper_fast.engine.SETTLED", 0)
+    monkeypatch.setattr("whisper_fast.executor.SETTLED", 0)
     async with Engine.open(settings, llm=quick()) as engine:
         while engine._executor.stats().processes < settings.process_pool_size:
             await asyncio.sleep(0.001)
@@ -374,7 +374,7 @@ async def test_worker_processes_are_there_soon_after_the_start(settings, monkeyp
 
 
 async def test_an_engine_that_closes_at_once_starts_no_worker(settings, monkeypatch):
-    monkeypatch.setattr("whisper_fast.engine.SETTLED", 60)
+    monkeypatch.setattr("whisper_fast.executor.SETTLED", 60)
     async with Engine.open(settings, llm=quick()) as engine:
         await engine.respond(said("ada", "hello"))
     assert engine._executor.stats().processes == 0

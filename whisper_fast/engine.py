@@ -57,7 +57,6 @@ __all__ = ["Engine"]
 log = logging.getLogger(__name__)
 
 RECALLED = 10
-SETTLED = 1.0  # seconds after the start when it no longer matters to it that worker processes start
 LOOK = 5.0  # seconds between two looks for what other processes have decided
 
 
@@ -241,7 +240,7 @@ class Engine:
                 engine.record.loop.start()
             if engine.watched:
                 engine._beside(engine._budget.run(), "memory budget")
-                engine._beside(engine._executor.warm_up(SETTLED), "warm workers")
+                engine._beside(engine._executor.warm_up(), "warm workers")
             if engine._finder is not None and engine.watched:
                 engine._beside(engine._finder.run(), "bottleneck")
             await engine._turns.recovery.start()  # last: its turns run with what the caller registers at once

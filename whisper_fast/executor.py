@@ -32,6 +32,7 @@ FUNCTIONS = 1024  # functions whose cost is remembered
 ALWAYS_SHORT = 100e-6  # seconds: what the loop may be held for, where even the cheapest hop wakes two threads
 LONGEST_LIMIT = 500e-6  # seconds: a hop that took longer was waiting for something else
 SMOOTHING = 1 / 16
+SETTLED = 1.0  # seconds after which it no longer matters to a program's start that worker processes start
 
 
 class FunctionStats(msgspec.Struct, frozen=True):
@@ -156,9 +157,9 @@ class Executor:
         """Start all worker processes now, without waiting for them."""
         self._workers().warm()
 
-    async def warm_up(self, after: float) -> None:
-        """Start all worker processes `after` seconds from now; the loop goes on meanwhile."""
-        await asyncio.sleep(after)
+    async def warm_up(self) -> None:
+        """Start all worker processes when the start of the program is over; the loop goes on meanwhile."""
+        await asyncio.sleep(SETTLED)
         await asyncio.to_thread(import_module, "whisper_fast.processes")  # 30 ms
         if not self._closed:
             self.warm()
