@@ -402,7 +402,7 @@ async def test_memories_that_one_user_brings_in_by_the_thousand_hold_up_nobody_e
         embedder.gate.clear()
 
         async def handed_in(count):
-            while engine._batcher.stats().items < count:
+            while engine._embedding.batcher.stats().items < count:
                 await asyncio.sleep(0.001)
 
         flood = asyncio.create_task(engine.memory.add_many("flood", [f"sentence {n}" for n in range(2000)]))
