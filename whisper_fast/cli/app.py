@@ -11,7 +11,7 @@ from collections.abc import Callable
 import typer
 
 from ..errors import InvalidMessage, SettingsError, WhisperFastError
-from . import data, flags, intake, measure, prove, talk, undone
+from . import data, flags, intake, load, measure, prove, talk, undone
 from .terminal import fail
 
 __all__ = ["app", "main"]
@@ -30,7 +30,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     talk.serve,
     talk.chat,
     measure.demo,
-    measure.load,
+    load.load,
     measure.doctor,
     flags.flags,
     data.export,

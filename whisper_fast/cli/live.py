@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..lab.figures import Figures
+    from ..lab.load import Run
 
-__all__ = ["Sides", "status_line"]
+__all__ = ["Sides", "status_line", "watching"]
 
 
 class Sides(Live):
@@ -47,3 +48,30 @@ def status_line(console: Console) -> Iterator[Callable[[str], None]]:
         return
     with console.status("starting") as status:
         yield status.update
+
+
+@contextmanager
+def watching(console: Console) -> Iterator[Callable[[Run], None]]:
+    """Give a function that shows a run as it was when it was looked at last, drawn anew once a second."""
+    if not console.is_terminal:
+        yield lambda run: None
+        return
+    with Live(console=console, refresh_per_second=1, transient=True) as live:
+        yield lambda run: live.update(now(run))
+
+
+def now(run: Run) -> Table:
+    """Draw what a run has come to: all so far, and its last stretch."""
+    tally, table = run.tally, Table("", "", "last second", "")
+    last = run.samples[-1] if run.samples else None
+    rows = [
+        ("sent", tally.sent, "answers/s", last and last.answered_per_s),
+        ("answered", tally.answered, "total p50 ms", last and last.total_p50),
+        ("in flight", tally.in_flight, "total p99 ms", last and last.total_p99),
+        ("shed", tally.shed.total(), "added p99 ms", last and last.added_p99),
+        ("errors", tally.errors.total(), "memory MB", last and last.rss_mb),
+        ("out of order", tally.out_of_order, "CPU", last and " ".join(f"{share:.0%}" for share in last.cores)),
+    ]
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    return table

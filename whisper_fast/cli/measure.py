@@ -1,8 +1,7 @@
-"""Commands that measure: `demo` and `load` print figures, `doctor` says what this machine and its settings give."""
+"""Commands that measure: `demo` prints figures, `doctor` says what this machine and its settings give."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,12 +13,11 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-__all__ = ["demo", "doctor", "load"]
+__all__ = ["demo", "doctor", "finish", "table"]
 
-MUST_BE_ZERO = ("lost", "duplicated", "out_of_order")
+MUST_BE_ZERO = ("lost", "duplicated")
 
 Latency = Annotated[float, typer.Option("--llm-latency", min=0.0, help="Seconds the simulated model takes a reply.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same users, words and arrivals.")]
 
 
 def demo(
@@ -43,35 +41,6 @@ def demo(
     plan = Plan(users=30, llm_latency=0.05) if quick else Plan(users=users, llm_latency=llm_latency)
     with Sides(console(stderr=True)) as sides:
         result = run(demo(plan, sides.show))
-    finish(result, as_json)
-
-
-def load(
-    users: Annotated[int, typer.Option(min=1, help="Simulated users.")] = 1000,
-    period: Annotated[float, typer.Option(min=0.001, help="Mean seconds between two messages of a user.")] = 45.0,
-    llm_latency: Latency = 1.0,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long messages arrive.")] = 10.0,
-    seed: Seed = 0,
-    data_dir: Annotated[
-        Path | None, typer.Option("--data-dir", help="Data folder (default: a temporary one, removed afterwards).")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Send messages at their own times, whether the engine keeps up or not, and measure what it adds to the model.
-
-    Example: whisper-fast load --users 2000 --period 10 --llm-latency 1 --seconds 20
-
-    Latency counts from the moment a message was due; added_ms leaves out the model's time and the wait for the
-    user's own earlier reply. Ends with 1 if a message is lost, doubled or out of order.
-    """
-    from ..lab.load import load
-    from ..lab.traffic import Traffic
-    from .live import status_line
-
-    configure_logging()
-    traffic = Traffic(users=users, period=period, seconds=seconds, seed=seed)
-    with status_line(console(stderr=True)) as progress:
-        result = run(load(traffic, llm_latency=llm_latency, data_dir=data_dir, progress=progress))
     finish(result, as_json)
 
 
@@ -107,6 +76,7 @@ def finish(result: Mapping[str, Any], as_json: bool) -> None:
 
 
 def table(result: Mapping[str, Any]) -> Table:
+    """Return a table of names and values."""
     from rich.table import Table
 
     grid = Table(show_header=False, box=None)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..settings import Settings
 
-__all__ = ["DataDir", "Json", "configure_logging", "console", "emit", "fail", "load_settings", "run"]
+__all__ = ["DataDir", "Json", "configure_logging", "console", "emit", "fail", "load_settings", "run", "run_once"]
 
 T = TypeVar("T")
 
@@ -62,10 +62,15 @@ def console(*, stderr: bool = False) -> Console:
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a command's coroutine on uvloop, on asyncio where there is none; Ctrl-C ends it cleanly with 130."""
     try:
-        with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(main)
+        return run_once(main)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
+
+
+def run_once(main: Coroutine[Any, Any, T]) -> T:
+    """Run as `run` does, for a command that has something to say after Ctrl-C. Raises KeyboardInterrupt."""
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        return runner.run(main)
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

@@ -44,6 +44,7 @@ class Pace:
         self._loop = asyncio.get_running_loop()
         self._end: asyncio.Future[None] = self._loop.create_future()
         self._timer: Timer | None = None
+        self._set = -1.0  # the time that the timer is set to
 
     async def run(self) -> None:
         """Return when the last message was let go. Raises what `send` raises."""
@@ -61,8 +62,10 @@ class Pace:
         self._arm()
 
     def _arm(self) -> None:
-        if self._timer is not None:
-            self._timer.arm(self._began + self._arrivals.next)
+        """Set the timer where it has to be: it costs a call of the system."""
+        if self._timer is not None and (at := self._arrivals.next) != self._set:
+            self._set = at
+            self._timer.arm(self._began + at)
 
     def _wake(self) -> None:
         try:
@@ -71,6 +74,7 @@ class Pace:
             if not self._end.done():
                 self._end.set_exception(error)
         if not self._end.done():
+            self._set = -1.0  # what has rung has to be set anew
             self._arm()
         elif self._timer is not None:
             self._timer.close()

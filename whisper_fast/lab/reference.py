@@ -71,7 +71,7 @@ class Sequential:
             try:
                 yield reference
             finally:
-                await asyncio.to_thread(reference._threads.shutdown)
+                await asyncio.to_thread(partial(reference._threads.shutdown, cancel_futures=True))
         finally:
             await database.close()
 

@@ -15,7 +15,7 @@ from whisper_fast.message import ChatMessage, Delta, Usage
 
 from .completion import Completion
 
-__all__ = ["Constant", "Distribution", "Empirical", "LogNormal", "SimulatedLLM"]
+__all__ = ["TOKEN", "Constant", "Distribution", "Empirical", "LogNormal", "SimulatedLLM", "sized"]
 
 Distribution = Callable[[Random], float]
 """Anything that draws a number from a seeded `random.Random`."""
