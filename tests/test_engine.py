@@ -221,7 +221,18 @@ async def test_the_same_words_three_times_are_three_memories(settings):
         assert len([memory async for memory in engine.export("ada")]) == 3
 
 
-FLAGS = ["parallel", "batching", "caching", "preload", "hedging", "adaptive", "budget"]
+FLAGS = [
+    "parallel",
+    "batching",
+    "caching",
+    "preload",
+    "hedging",
+    "adaptive",
+    "budget",
+    "threads",
+    "processes",
+    "linger",
+]
 
 
 @pytest.mark.parametrize("flag", [*FLAGS, "all"])

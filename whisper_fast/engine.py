@@ -27,7 +27,7 @@ from .models.batched import Batched
 from .models.chosen import chosen_embedder, close_embedder
 from .models.classifiers import EMOTION, LLMEmotion
 from .models.emotion import VaderEmotion
-from .monitor import Budget, Finder, Gauge, Parts, Probe, Record
+from .monitor import Adaptation, Budget, Finder, Gauge, Parts, Probe, Record, controls_of
 from .outbox import Outbox
 from .pipeline import Pipeline
 from .preload import Preload
@@ -139,7 +139,7 @@ class Engine:
         )
 
     def _make_budget(self, settings: Settings) -> None:
-        """Make what holds the process within its memory."""
+        """Make what holds the process within its memory, and what lets sizes follow what they bring."""
         self._budget = Budget(
             Gauge(),
             {**self.memory.caches(), "conversations": self._conversations.cache},
@@ -148,6 +148,8 @@ class Engine:
             enabled=lambda: self.flags.adaptive and self.flags.budget,
             failed=self.flags.failed,
         )
+        controls = controls_of(self._executor, {"embedding": self._embedding.batcher}, self.flags)
+        self._adaptation = Adaptation(controls, busy=lambda: self._lanes.places > 0, failed=self.flags.failed)
 
     def _make_way(self, settings: Settings) -> None:
         """Make what a message goes through: journal, pipeline, turns, outbox; and what is taken down of it."""
@@ -175,13 +177,12 @@ class Engine:
             conversations=self._conversations,
             record=self.record,
         )
-        self._finder = self._make_finder(self.record) if settings.bottleneck_detection_enabled else None
+        found = self.record if settings.bottleneck_detection_enabled else None
+        self._finder = None if found is None else Finder(self._parts(found), self._adaptation.lately)
 
-    def _make_finder(self, record: Record | None) -> Finder | None:
-        """Make what finds the part that limits; without the record nothing is found."""
-        if record is None:
-            return None
-        parts = Parts(
+    def _parts(self, record: Record) -> Parts:
+        """Return what the bottleneck finder looks at."""
+        return Parts(
             lanes=self._lanes,
             database=self._database,
             executor=self._executor,
@@ -195,7 +196,6 @@ class Engine:
             retrying=lambda: len(self._turns.recovery),
             sending=lambda: self._outbox.sending,
         )
-        return Finder(parts)
 
     @classmethod
     @asynccontextmanager
@@ -241,6 +241,7 @@ class Engine:
             if engine.watched:
                 engine._beside(engine._budget.run(), "memory budget")
                 engine._beside(engine._executor.warm_up(), "warm workers")
+                engine._beside(engine._adaptation.run(), "adaptation")
             if engine._finder is not None and engine.watched:
                 engine._beside(engine._finder.run(), "bottleneck")
             await engine._turns.recovery.start()  # last: its turns run with what the caller registers at once
@@ -323,6 +324,7 @@ class Engine:
             "preload": self._preload.stats(),
             "budget": self._budget.stats(),
             "flags": self.flags.stats(),
+            "adaptation": self._adaptation.stats(),
             **({"loop": self.record.loop.stats()} if self.record is not None else {}),
             **({"bottleneck": self._finder.stats()} if self._finder is not None else {}),
             **({"redis": self._shared.stats()} if self._shared is not None else {}),
@@ -392,11 +394,8 @@ class Engine:
         self._pipeline.add(components.embedding(self._embed_one, seconds))
         self._pipeline.add(components.recall(self.memory, RECALLED, seconds))
         self._pipeline.add(components.conversation(self._conversations, seconds))
-        self._pipeline.add(
-            components.persona(
-                components.persona_text(settings.persona_file), always=settings.persona_file is not None
-            )
-        )
+        who = components.persona_text(settings.persona_file)
+        self._pipeline.add(components.persona(who, always=settings.persona_file is not None))
 
     def _slots(self) -> int:
         """Return how many turns may run at once: the model's limit, and a few more that gather meanwhile."""

@@ -45,8 +45,11 @@ DOES: Final = {
     "budget": "caches give way when memory is short (with adaptive)",
     "caching": "memories and conversations are kept in memory",
     "hedging": "a slow language model is asked a second time",
+    "linger": "the wait of a batch's items follows what it brings (with adaptive)",
     "parallel": "components run together",
     "preload": "what a user needs is loaded before the user returns (with caching)",
+    "processes": "the number of worker processes follows what it brings (with adaptive)",
+    "threads": "the number of threads follows what it brings (with adaptive)",
 }
 
 
@@ -85,8 +88,11 @@ class Flags:
     budget: bool
     caching: bool
     hedging: bool
+    linger: bool
     parallel: bool
     preload: bool
+    processes: bool
+    threads: bool
 
     def __init__(self, settings: Settings) -> None:
         put = object.__setattr__

@@ -119,6 +119,9 @@ class Settings(BaseSettings):
     feature_adaptive: bool = True
     feature_ann: bool = True
     feature_budget: bool = True
+    feature_threads: bool = True
+    feature_processes: bool = True
+    feature_linger: bool = True
 
     def __init__(self, **overrides: Any) -> None:
         """Read the environment; `overrides` win. Raises SettingsError."""

@@ -63,6 +63,7 @@ COUNTERS = {
     "batchers_embedding_idle": "Batches that went because none was running.",
     "batchers_embedding_linger": "Batches that went because a text had waited long enough.",
     "batchers_embedding_direct": "Texts that were embedded alone because batching was off.",
+    "adaptation_moves": "Changes of pool sizes and lingers that stayed.",
     "budget_changes": "Changes that the memory budget made to caches, and to whether messages are taken.",
     "loop_beats": "Beats of the watch on the event loop.",
     "loop_blocked": "Times that the event loop was found held for more than 50 ms; from 90 ms on without fail.",

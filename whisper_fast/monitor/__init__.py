@@ -1,5 +1,6 @@
 """What the engine sees of itself: each stage of a turn, the slowest turns in full, the loop, memory, what limits."""
 
+from .adaptation import Adaptation, controls_of
 from .budget import Budget
 from .finder import Finder, Finding
 from .loop import LoopWatch
@@ -10,6 +11,7 @@ from .resources import Parts
 from .snapshot import Snapshots
 
 __all__ = [
+    "Adaptation",
     "Budget",
     "Finder",
     "Finding",
@@ -21,4 +23,5 @@ __all__ = [
     "Snapshots",
     "Stage",
     "Waterfall",
+    "controls_of",
 ]
