@@ -18,7 +18,7 @@ from scripted import quick, said
 from whisper_fast import Engine, Settings
 from whisper_fast.batcher import MicroBatcher
 from whisper_fast.executor import Executor, Load
-from whisper_fast.monitor import Adaptation, adaptation, controls
+from whisper_fast.monitor import Adaptation, adaptation, climbing, controls
 from whisper_fast.monitor.climbing import Climber, student
 from whisper_fast.monitor.controls import CALM, FEWEST, LONGEST, LingerControl, PoolControl
 
@@ -289,7 +289,7 @@ def test_every_move_is_kept_with_its_reason_and_told_with_the_bottleneck(caplog)
 async def test_the_engine_grows_its_threads_says_so_and_takes_it_back_when_switched_off(tmp_path, monkeypatch):
     monkeypatch.setattr(adaptation, "EVERY", 0.02)
     monkeypatch.setattr(adaptation, "REST", 0.02)
-    monkeypatch.setattr(controls, "FEWEST", 10)
+    monkeypatch.setattr(climbing, "CAUTION", 1.0)  # the step to 4 brings twice as much: three pairs show it
     settings = Settings(data_dir=tmp_path, thread_pool_size=2, process_pool_size=1, component_deadline=30)
 
     async def writes(user):
@@ -297,7 +297,7 @@ async def test_the_engine_grows_its_threads_says_so_and_takes_it_back_when_switc
             await engine.respond(said(user, "hello"))
 
     async with Engine.open(settings, llm=quick()) as engine:
-        engine.component("weather", lambda _: time.sleep(0.04))
+        engine.component("weather", lambda _: time.sleep(0.02))
         writers = [asyncio.create_task(writes(f"u{number}")) for number in range(16)]
         async with asyncio.timeout(60):
             while engine.stats()["adaptation"]["threads"]["best"] <= 2:
