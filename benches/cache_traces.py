@@ -101,7 +101,14 @@ def row(name, keys, size, path):
         print(f"{(found['Cache'] - found['LRU']) / gain:10.3f}" if gain > 0 else "", end="")
         found["best"] = best
     print(flush=True)
+    found["splice"] = name == "splice"
     return found
+
+
+def splices(rows):
+    """Return how many of the splice's rows have at least 96 % of the optimum's advantage over LRU, of how many."""
+    shares = [(f["Cache"] - f["LRU"]) / (f["Belady"] - f["LRU"]) for f in rows if f["splice"]]
+    return sum(share >= 0.96 for share in shares), len(shares)
 
 
 def traces(folder, only, shares):
@@ -144,7 +151,11 @@ def main():
     if peers:
         good = sum(found["Cache"] >= found["best"] - 0.5 for found in rows)
         no_worse = sum(found["Cache"] >= found["LRU"] - 0.5 for found in rows)
-        print(f"{good} of {len(rows)} within 0.5 of the best column or above, {no_worse} within 0.5 of LRU or above")
+        enough, judged = splices(rows)
+        print(
+            f"{good} of {len(rows)} within 0.5 of the best column or above, {no_worse} within 0.5 of LRU or above; "
+            f"{enough} of {judged} of the splice with at least 96 % of the optimum's advantage over LRU"
+        )
 
 
 if __name__ == "__main__":

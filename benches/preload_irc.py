@@ -117,7 +117,7 @@ async def demand(events, room, *, preloading):
     now = 0.0
 
     async def load(user, seconds):
-        return cache.put(user, True, ttl=max(seconds, GAP)) if user not in cache else False
+        return cache.guess(user, True, ttl=max(seconds, GAP))
 
     with clock.replaced(monotonic=lambda: now, wall=lambda: now):
         cache = Cache(room, clock=lambda: now, ttl=GAP)

@@ -27,7 +27,7 @@ __all__ = ["Habits"]
 cdef enum:
     PARTS = 32
     PART = 2700  # seconds
-    WAYS = 4
+    WAYS = 8
     BELIEVED = 160  # of 255
 
 
@@ -45,7 +45,11 @@ cdef struct Window:
 
 @cython.final
 cdef class Habits:
-    """The habits of the `users` (at least) that wrote last; a set-associative table that takes no other memory."""
+    """The habits of about the `users` that wrote last, in a table of so many records, rounded up to a power of two.
+
+    Each may stand in one of two sets of 8; where both are full, whoever of the 16 has not written for longest makes
+    room. Of 100,000 users a table for 131,072 forgets two, of 118,000 in it 0.7 %, of 131,072 4 %.
+    """
 
     cdef Record *records
     cdef uint64_t sets
@@ -103,32 +107,46 @@ cdef class Habits:
         if record != NULL:
             memset(record, 0, sizeof(Record))
 
+    cdef Record *_set(self, uint64_t name, bint second) noexcept:
+        return self.records + (mixed(name, second) & (self.sets - 1)) * WAYS
+
     cdef Record *_known(self, uint64_t name) noexcept:
-        cdef Record *ways = self.records + (mixed(name) & (self.sets - 1)) * WAYS
-        cdef int way
-        for way in range(WAYS):
-            if ways[way].name == name:
-                return ways + way
+        cdef Record *ways
+        cdef int second, way
+        for second in range(2):
+            ways = self._set(name, second)
+            for way in range(WAYS):
+                if ways[way].name == name:
+                    return ways + way
         return NULL
 
     cdef Record *_find(self, uint64_t name) noexcept:
-        """Return the record of a user; a new one takes the place of whoever has not written for longest."""
-        cdef Record *known = self._known(name)
-        if known != NULL:
-            return known
-        cdef Record *ways = self.records + (mixed(name) & (self.sets - 1)) * WAYS
-        cdef Record *oldest = ways
-        cdef int way
-        for way in range(1, WAYS):
-            if ways[way].last < oldest.last:
-                oldest = ways + way
-        memset(oldest, 0, sizeof(Record))
-        oldest.name = name
-        return oldest
+        """Return the record of a user; a new one takes a free place, or that of whoever has not written for longest.
+
+        Of two sets with free places the emptier one has it, so that both fill alike.
+        """
+        cdef Record *found = self._known(name)
+        cdef Record *ways
+        cdef Record *oldest
+        cdef int second, way, empty, most = -1
+        if found != NULL:
+            return found
+        for second in range(2):
+            ways = oldest = self._set(name, second)
+            empty = 0
+            for way in range(WAYS):
+                empty += ways[way].name == 0
+                if ways[way].last < oldest.last:
+                    oldest = ways + way
+            if empty > most or (empty == most == 0 and oldest.last < found.last):
+                found, most = oldest, empty
+        memset(found, 0, sizeof(Record))
+        found.name = name
+        return found
 
 
-cdef uint64_t mixed(uint64_t name) noexcept nogil:
-    return (name * <uint64_t>0x9E3779B97F4A7C15) >> 20
+cdef uint64_t mixed(uint64_t name, bint second) noexcept nogil:
+    return (name * (<uint64_t>0xC2B2AE3D27D4EB4F if second else <uint64_t>0x9E3779B97F4A7C15)) >> 20
 
 
 cdef void learn(Record *record, uint32_t at) noexcept nogil:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
 
 import pytest
@@ -216,6 +217,57 @@ async def test_very_many_loads_of_one_key(many):
     cache = Cache(10)
     assert set(await asyncio.gather(*(cache.get_or_load("k", loader) for _ in range(many)))) == {"k"}
     assert calls == ["k"]
+
+
+async def test_warm_loads_a_guess_that_counts_for_nothing_until_somebody_asks():
+    cache, release, calls = Cache(2), asyncio.Event(), []
+
+    async def loader(key):
+        calls.append(key)
+        await release.wait()
+        return key
+
+    warming = asyncio.create_task(cache.warm("a", loader))
+    asking = asyncio.create_task(cache.warm("b", loader))
+    await asyncio.sleep(0)
+    asked = asyncio.create_task(cache.get_or_load("b", loader))
+    await asyncio.sleep(0)
+    release.set()
+    await asyncio.gather(warming, asking, asked)
+    await cache.warm("a", loader)
+    assert calls == ["a", "b"]
+    assert cache.stats().misses == 1
+    cache.put("c", 1)
+    assert set(cache.keys()) == {"b", "c"}  # the guess went
+
+
+class Done(asyncio.Future):
+    def set_name(self, name):
+        pass
+
+
+async def test_a_loader_that_ends_at_once_under_an_eager_task_factory():
+    def eager(loop, work, **options):
+        with pytest.raises(StopIteration):
+            contextvars.copy_context().run(work.send, None)
+        done = Done(loop=loop)
+        done.set_result(None)
+        return done
+
+    def fail():
+        raise OSError
+
+    cache, loop = Cache(10), asyncio.get_running_loop()
+    loop.set_task_factory(eager)
+    try:
+        assert await cache.get_or_load("k", lambda: 1) == 1
+        with pytest.raises(OSError):  # noqa: PT011 - it has no text
+            await cache.get_or_load("bad", fail)
+        await cache.warm("w", lambda: 2)
+    finally:
+        loop.set_task_factory(None)
+    assert cache.peek("w") == 2
+    assert not cache._loading
 
 
 async def refreshing(loader, **options):

@@ -179,6 +179,38 @@ async def test_warm_loads_the_place_of_the_last_turn(database):
     assert database.reads == before
 
 
+async def test_a_guess_counts_for_nothing_and_makes_no_room(database):
+    talk = conversations(database, max_bytes=2000)
+    for n in range(8):
+        await turn(database, talk, n, said(f"u{n}", "one"))
+    for n in range(8):
+        await talk.recent(said(f"u{n}", "x"))
+    held = set(talk.cache.keys())
+    assert talk.stats()["evictions"] > 0
+    cold = {f"u{n}" for n in range(8)} - {key[0] for key in held}
+    await talk.warm(cold.pop(), 600)
+    assert held == set(talk.cache.keys())
+    roomy = conversations(database)
+    await roomy.warm("u1", 600)
+    await turn(database, roomy, 9, said("u1", "two"))
+    after = roomy.stats()
+    assert (after["places"], after["hits"], after["misses"], after["loads"]) == (1, 0, 0, 1)
+
+
+async def test_the_index_of_places_holds_what_is_held(database):
+    talk = conversations(database, max_bytes=4000)
+    for n in range(200):
+        await talk.recent(said(f"u{n % 20}", "x", channel=f"c{n % 7}"))
+    assert {key for keys in talk._places.values() for key in keys} == set(talk.cache.keys())
+    for n in range(20):
+        talk.changed(f"u{n}")
+    assert talk.stats()["places"] == len(talk._places) == 0
+    database.error = StoreIOError("the disk is gone")
+    with pytest.raises(StoreIOError):
+        await talk.recent(said("ada", "x"))
+    assert not talk._places
+
+
 async def test_without_caching_each_message_reads(database):
     talk = conversations(database, caching=lambda: False)
     for n in range(3):

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from preload_irc import diurnal, generated, periodic, poisson, replay
+from preload_irc import demand, diurnal, generated, periodic, poisson, replay
 from scripted import quick, said
 
 from whisper_fast import Engine, Settings, clock
@@ -58,6 +58,34 @@ async def test_generated_users(kind, warm):
         assert counts["right"] >= 0.96 * (counts["right"] + counts["wrong"])
     else:
         assert counts["loads"] <= 0.01 * figures["visits"]
+
+
+@pytest.mark.parametrize("kind", [periodic, diurnal, poisson])
+@pytest.mark.parametrize("room", [2, 6, 30])
+async def test_what_is_loaded_before_it_is_asked_for_costs_those_who_ask_nothing(kind, room):
+    events = generated(kind, users=60, visits=60)
+    plain, loaded = [await demand(events, room, preloading=on) for on in (False, True)]
+    assert loaded >= plain - 0.001
+
+
+async def test_one_load_that_fails_in_an_unforeseen_way_does_not_end_the_others(now, caplog):
+    loads = Loads()
+    preload = loads.preload()
+    visit_daily(preload, now)
+    loads.error = RuntimeError("a fault of ours")
+    await preload.work()
+    assert "a fault of ours" in caplog.text
+    loads.error = None
+    visit_daily(preload, now, user="bob")
+    await preload.work()
+    assert [user for user, _ in loads.loaded] == ["bob"]
+
+
+def test_a_table_keeps_nearly_all_while_a_quarter_is_free():
+    habits = Habits(1 << 13, gap=900)
+    for n in range(6_000):
+        habits.seen(f"u{n}", START + n)
+    assert sum(habits.last(f"u{n}") == 0 for n in range(6_000)) <= 6
 
 
 def test_a_user_takes_64_bytes_and_the_oldest_makes_room():

@@ -124,8 +124,25 @@ class Cache(Table[K, V]):
         if flight is None or not flight.can_take(asyncio.get_running_loop()):
             flight = self._loading[key] = Flight(self, key, loader)
             flight.start()
+        flight._guess = False
         value: V = await flight.join()
         return value
+
+    async def warm(
+        self, key: K, loader: Callable[..., Awaitable[V] | V], *, guess: bool = True, ttl: float | None = None
+    ) -> None:
+        """Load what is missing before it is asked for, for `ttl` seconds; it counts neither as a hit nor as a miss.
+
+        What is loaded is a `guess`, unless `guess` is False or somebody asks for it meanwhile. Raises what the loader
+        raises.
+        """
+        if key in self:
+            return
+        flight: Flight | None = self._loading.get(key)
+        if flight is None or not flight.can_take(asyncio.get_running_loop()):
+            flight = self._loading[key] = Flight(self, key, loader, guess=guess, ttl=ttl)
+            flight.start()
+        await flight.join()
 
     async def close(self) -> None:
         """End the loads that nobody waits for; the cache goes on."""
@@ -204,9 +221,25 @@ class Resizing:
 class Flight:
     """One load of one key, owned by those who wait for it."""
 
-    __slots__ = ("_cache", "_key", "_loader", "_loop", "_needs", "_task", "_waiters")
+    __slots__ = (
+        "_cache", "_ended", "_error", "_guess", "_key", "_loader", "_loop", "_needs", "_task", "_ttl", "_value",
+        "_waiters",
+    )  # fmt: skip
 
-    def __init__(self, cache: Cache[Any, Any], key: Any, loader: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        cache: Cache[Any, Any],
+        key: Any,
+        loader: Callable[..., Any],
+        *,
+        guess: bool = False,
+        ttl: float | None = None,
+    ) -> None:
+        self._guess = guess  # nobody has asked for it
+        self._ttl = ttl
+        self._ended = False
+        self._value: Any = None
+        self._error: BaseException | None = None
         self._loop = asyncio.get_running_loop()
         self._needs: list[Flight] = []  # what its loader waits for in turn
         self._cache = cache
@@ -218,7 +251,9 @@ class Flight:
     def start(self) -> None:
         """Begin the load."""
         self._cache._loads += 1
-        self._task = self._loop.create_task(self._run(), name="cache-load")
+        task = self._loop.create_task(self._run(), name="cache-load")
+        if not self._ended:  # an eager task may have run to its end already
+            self._task = task
 
     def can_take(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether a caller on `loop` may still join."""
@@ -250,6 +285,10 @@ class Flight:
         return False
 
     async def _wait(self) -> Any:
+        if self._ended:
+            if self._error is not None:
+                raise own_copy(self._error)
+            return self._value
         waiter = self._loop.create_future()
         self._waiters.add(waiter)
         try:
@@ -284,14 +323,16 @@ class Flight:
 
     def _land(self, value: Any) -> None:
         if self._withdraw():
-            self._cache.put(self._key, value)
+            (self._cache.guess if self._guess else self._cache.put)(self._key, value, ttl=self._ttl)
         self._task = None
+        self._ended, self._value = True, value
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(value)
 
     def _fail(self, error: BaseException) -> None:
         self._task = None
+        self._ended, self._error = True, error if not self._waiters else None
         self._cache._load_failures += 1
         for waiter in self._waiters:
             if not waiter.done():

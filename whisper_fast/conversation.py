@@ -95,7 +95,10 @@ class Conversations:
         self._longest = longest
         self._caching = caching
         self._failed = failed
-        self._cache: Cache[Key, Recent] = Cache(max_bytes, weigher=weight, ttl=ttl, clock=clock.for_kernels())
+        self._cache: Cache[Key, Recent] = Cache(
+            max_bytes, weigher=weight, ttl=ttl, on_evict=self._gone, clock=clock.for_kernels()
+        )
+        self._places: dict[str, set[Key]] = {}  # by user: what is held, or was lately asked for
         self._shared: Shared | None = None
 
     def share(self, shared: Shared) -> None:
@@ -107,12 +110,10 @@ class Conversations:
         return chat(await self._recent(place(message)))
 
     async def warm(self, user: str, seconds: float | None = None) -> None:
-        """Load the place where `user` wrote last, for `seconds` or as long as usual. Raises StoreError."""
+        """Load where `user` wrote last, as a guess for `seconds` or else for as long as usual. Raises StoreError."""
         if not self._caching() or (key := await self._database.read(partial(latest, user=user))) is None:
             return
-        await self._recent(key)
-        if seconds is not None and (recent := self._cache.get(key)) is not None:
-            self._cache.put(key, recent, ttl=seconds)
+        await self._cache.warm(key, self._load, guess=seconds is not None, ttl=seconds)
 
     def insert(self, connection: apsw.Connection, turn: int, message: Message, reply: str) -> None:
         """Store one turn; call it inside a write job. The same turn is stored once."""
@@ -126,13 +127,13 @@ class Conversations:
         try:
             self._show(key, new)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with the cache: the truth is on the disk
-            self._cache.clear()
+            self.changed(None)
             self._failed("caching", error)
         if self._shared is not None:
             self._shared.push(key, row(new))
 
     def _show(self, key: Key, new: Exchange) -> None:
-        turn, recent = new.turn, self._cache.get(key)
+        turn, recent = new.turn, self._cache.peek(key)
         if recent is None:
             self._cache.pop(key)  # a load that began before this turn was stored must not be kept
         elif turn not in map(TURN, recent) or all(kept.turn != turn or kept.node for kept in recent):
@@ -150,12 +151,13 @@ class Conversations:
         """Drop what is in memory of a place, of a user, or, with None, of all: somebody else knows better."""
         if what is None:
             self._cache.clear()
+            self._places.clear()
         elif isinstance(what, tuple):
             self._cache.pop(what)
+            self._gone(what)
         else:
-            for key in {*self._cache.keys(), *self._cache._loading}:
-                if key[0] == what:
-                    self._cache.pop(key)
+            for key in self._places.pop(what, ()):
+                self._cache.pop(key)
 
     async def stored(self, key: Key) -> list[Row]:
         """Return the newest turns of a place that this engine has on its disk, oldest first. Raises StoreError."""
@@ -184,7 +186,21 @@ class Conversations:
         cached, plain = partial(self._cache.get_or_load, key, self._load), partial(self._read, key, self._bootstrap)
         return await either("caching", cached, plain, self._failed)
 
+    def _gone(self, key: Key, _: Recent | None = None) -> None:
+        if (keys := self._places.get(key[0])) is not None:
+            keys.discard(key)
+            if not keys:
+                del self._places[key[0]]
+
     async def _load(self, key: Key) -> Recent:
+        self._places.setdefault(key[0], set()).add(key)
+        try:
+            return await self._gather(key)
+        except BaseException:
+            self._gone(key)
+            raise
+
+    async def _gather(self, key: Key) -> Recent:
         if self._shared is None:
             return await self._read(key, self._bootstrap)
         asked = self._shared.ask(key)  # both are asked at once

@@ -35,7 +35,7 @@ class Preload:
 
     load      loads for so many seconds; returns whether `drop` has anything to do
     gap       seconds without a message after which a user's next one begins a visit, and is not warm by itself
-    users     whose habits are kept, 64 bytes each
+    users     whose habits are kept, of those who wrote last, 64 bytes each; best a quarter more than write
     most      who may be loaded for at once; beyond it nobody is, until a window closes or a user comes
     enabled   whether to load; habits are learnt also while it says no
     failed    told what was raised here; who is loaded for loses nothing by it
@@ -51,7 +51,7 @@ class Preload:
         gap: float,
         enabled: Callable[[], bool],
         failed: Callable[[str, Exception], None] = logged,
-        users: int = 1 << 16,
+        users: int = 1 << 17,
         most: int = 256,
     ) -> None:
         self._load = load
@@ -139,6 +139,9 @@ class Preload:
             loaded = await self._load(user, window[1] - clock.wall())
         except StoreError as error:
             log.warning("preload: %s", error)
+            loaded = False
+        except Exception as error:  # noqa: BLE001 - as above
+            self._failed("preload", error)
             loaded = False
         if user in self._probation:  # else the user has come while it was loaded
             self._probation[user] = loaded
