@@ -37,7 +37,7 @@ soak: $(VENV)/installed $(VENV)/with-test
 # need to be there before Python is. Leaks are not asked for: the interpreter never frees all it has, and freed memory
 # is kept apart for a while, so that memory in use says nothing either.
 KERNEL_TESTS := test_arena.py test_assembly.py test_batcher.py test_buckets.py test_cache.py test_cache_hostile.py \
-	test_cache_load.py test_cache_resize.py test_eager.py test_embedder.py test_fair.py test_interpreter.py \
+	test_cache_load.py test_cache_policy.py test_cache_resize.py test_eager.py test_embedder.py test_fair.py test_interpreter.py \
 	test_lexical.py test_metrics.py test_preload.py test_recall.py test_segments.py \
 	test_vector.py
 sanitize: $(VENV)/installed $(VENV)/with-test

@@ -440,7 +440,8 @@ class Engine:
 
     async def _warm(self, user: str, seconds: float | None = None) -> bool:
         """Load what a turn of `user` needs, the conversation for `seconds`; say whether there were no memories."""
-        loaded, _ = await asyncio.gather(self.memory.warm(user), self._conversations.warm(user, seconds))
+        memories = self.memory.warm(user, guess=seconds is not None)
+        loaded, _ = await asyncio.gather(memories, self._conversations.warm(user, seconds))
         return loaded
 
     async def _warm_now(self, user: str) -> None:

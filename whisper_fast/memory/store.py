@@ -263,12 +263,15 @@ class MemoryStore:
             for after, item in found:  # noqa: B007 - the last one is where the next page begins
                 yield item.as_dict()
 
-    async def warm(self, user: str) -> bool:
-        """Bring a user's memories into memory before they are asked for; say whether they were not there."""
+    async def warm(self, user: str, *, guess: bool = False) -> bool:
+        """Bring a user's memories into memory before they are asked for; say whether they were not there.
+
+        A `guess` takes only room that is free, and is the first to go.
+        """
         checked_user(user)
         if not self._caching() or user in self._cache:
             return False
-        await self._segment(user)
+        await self._cache.warm(user, self._load, guess=guess)
         return True
 
     def cool(self, user: str) -> None:
