@@ -306,3 +306,33 @@ async def test_what_could_not_be_read_back_is_not_accepted(settings, wrong):
             await engine.submit(said("ada", "hello", id="1", **wrong))
         assert (await engine.respond(said("ada", "hello", id="1"))).text
     assert audit(settings.data_dir)["accepted"] == 1
+
+
+# ---- what the log says of others' errors
+
+
+async def test_the_log_does_not_quote_what_foreign_code_says(settings, monkeypatch, caplog):
+    monkeypatch.setattr(recovery, "FOREIGN_FAILURES", 0)
+
+    def answer(messages):
+        raise ValueError(f"cannot answer {messages[-1]['content']}")
+
+    async def send(outgoing):
+        raise ValueError(f"cannot send {outgoing.reply.text}")
+
+    def ill(turn):
+        raise ValueError(f"cannot weigh {turn.message.text}")
+
+    caplog.set_level("DEBUG")
+    async with Engine.open(settings, llm=ScriptedLLM(answer)) as engine:
+        engine.component("ill", ill)
+        with pytest.raises(ValueError, match="cannot answer"):
+            await engine.respond(said("ada", "xylophone", id="1"))
+        await until(lambda: audit(settings.data_dir)["failed"] == 1)
+    async with Engine.open(settings, llm=ScriptedLLM(lambda messages: messages[-1]["content"])) as engine:
+        engine.on_reply(send, platform="net")
+        await engine.submit(said("ada", "xylophone", id="2", platform="net"))
+        await until(lambda: audit(settings.data_dir)["held"] == 1)
+    assert "xylophone" not in caplog.text
+    for where in ("answer (test_recovery.py:", "send (test_recovery.py:", "ill (test_recovery.py:"):
+        assert f"ValueError < {where}" in caplog.text

@@ -38,6 +38,9 @@ Whether a message that failed so can never be answered, whoever mends what, is `
 from __future__ import annotations
 
 from copy import copy
+from pathlib import PurePath
+from traceback import extract_tb
+from typing import Final
 
 __all__ = [
     "BatchMismatch",
@@ -70,8 +73,11 @@ __all__ = [
     "StoreUnavailable",
     "WhisperFastError",
     "WorkerDied",
+    "described",
     "own_copy",
 ]
+
+LINES_TOLD: Final = 3  # of the way to an error
 
 
 class WhisperFastError(Exception):
@@ -266,6 +272,21 @@ class LLMProtocolError(LLMError):
 
     retriable = True
     outage = True
+
+
+def described(error: BaseException) -> str:
+    """Return what a log may say of an error: never words that a user may have written.
+
+    A model's server and foreign code may quote them, so of the one there is the status, of the other the lines that
+    led to it, the innermost first.
+    """
+    name = type(error).__name__
+    if isinstance(error, LLMError):
+        return f"{name}: status {error.status}"
+    if isinstance(error, WhisperFastError):
+        return f"{name}: {error}"
+    lines = reversed(extract_tb(error.__traceback__)[-LINES_TOLD:])
+    return " < ".join([name, *(f"{line.name} ({PurePath(line.filename).name}:{line.lineno})" for line in lines)])
 
 
 def own_copy(error: BaseException) -> BaseException:

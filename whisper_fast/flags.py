@@ -17,7 +17,7 @@ from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from . import clock
-from .errors import BatchMismatch, LoadCycle, SettingsError, WhisperFastError
+from .errors import BatchMismatch, LoadCycle, SettingsError, WhisperFastError, described
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -126,8 +126,7 @@ class Flags:
         self.failures[name] += 1
         health, now = self._health[name], clock.monotonic()
         if not health.times or now - health.times[-1] > SPAN:
-            told = None if isinstance(error, WhisperFastError) else error
-            log.warning("%s failed, its message took the plain way: %s", name, type(error).__name__, exc_info=told)
+            log.warning("%s failed, its message took the plain way: %s", name, described(error))
         health.times.append(now)
         if not getattr(self, name):
             return
@@ -222,4 +221,4 @@ async def either(
 
 def logged(name: str, error: Exception) -> None:
     """Say that an optimisation raised; for a part that works without an engine, and so without flags."""
-    log.warning("%s failed, the plain way was taken: %s", name, type(error).__name__, exc_info=error)
+    log.warning("%s failed, the plain way was taken: %s", name, described(error))

@@ -12,7 +12,7 @@ import logging
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
-from .errors import StoreError
+from .errors import StoreError, described
 from .retries import Retries
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Outbox:
             async with asyncio.timeout(SEND_SECONDS):
                 await sender.send(out)
         except Exception as error:  # noqa: BLE001 - a bot's own code: whatever it raises, the reply is kept
-            log.warning("the reply to %s was not sent: %s: %s", message.id, type(error).__name__, error)
+            log.warning("the reply to %s was not sent: %s", message.id, described(error))
             return False
         finally:
             self.sending -= 1

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import clock
 from ._eager import Eager
-from .errors import SettingsError
+from .errors import SettingsError, described
 from .flags import logged
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class Pipeline:
         turn.partial.append(component.name)
         turn.took(component.name, began)
         late = error is None or isinstance(error, TimeoutError)
-        why = f"not done after {component.deadline} s" if late else f"{type(error).__name__}: {error}"
+        why = f"not done after {component.deadline} s" if error is None or late else described(error)
         log.warning("message %s: component %s is missing: %s", turn.message.id, component.name, why)
 
     def _abandon(self, task: asyncio.Task[Any]) -> None:

@@ -12,7 +12,7 @@ import logging
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from .errors import Closed, StoreError, WhisperFastError
+from .errors import Closed, StoreError, WhisperFastError, described
 from .retries import Retries
 
 if TYPE_CHECKING:
@@ -149,8 +149,7 @@ class Recovery:
             try:
                 await self._remember(entry)
             except Exception as error:  # noqa: BLE001 - an embedder's own too: what was answered is remembered some day
-                name = type(error).__name__
-                log.error("message %s is answered and not yet remembered: %s: %s", entry.message.id, name, error)
+                log.error("message %s is answered and not yet remembered: %s", entry.message.id, described(error))
                 self._later([entry], place, failures=failures + 1)
             finally:
                 self._finishing.discard(entry.id)

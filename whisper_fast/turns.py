@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .errors import Busy, Closed, LLMError, StoreError, WhisperFastError
+from .errors import Busy, Closed, StoreError, described
 from .journal import Entry, encoded
 from .message import Message, Turn
 from .prompt import compose
@@ -289,17 +289,16 @@ class Turns:
         self.counts["failed"] += 1
         if self._record is not None:
             self._record.failed(error)
-        ours = isinstance(error, WhisperFastError)
-        name = around.first.message.id
-        quoting = isinstance(error, LLMError)  # a server may quote the user's words
-        why = f"status {error.status}" if quoting else error  # type: ignore[attr-defined]
-        log.error("message %s: %s: %s", name, type(error).__name__, why, exc_info=None if ours else error)
+        log.error("message %s: %s", around.first.message.id, described(error))
         around.fail(error)
         recorded = around.first.id in self._delivered
         if not recorded and (getattr(error, "final", False) or self.recovery.hopeless(around, error)):
             self._landed(around)  # first: whoever sends it again from now on finds it failed, and begins anew
+            alone = [
+                entry for entry in around.entries if key(entry.message) not in self._entered
+            ]  # none is on its way
             with suppress(StoreError, Closed):  # it is tried again after the next start, and ends as it ended now
-                await asyncio.shield(self._journal.fail(around.entries))
+                await asyncio.shield(self._journal.fail(alone))
         else:
             self.recovery.failed(around, error, recorded=recorded)
 

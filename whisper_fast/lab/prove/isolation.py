@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ...llm.completion import Completion
-    from ...message import ChatMessage, Recalled
+    from ...message import ChatMessage, Recalled, Turn
     from .proof import Show
 
 __all__ = ["Isolation"]
@@ -83,6 +83,8 @@ class Parrot(SimulatedLLM):
         self._proof.hold(whole, int(user), scope, "prompts")
         if self._calls % 50 == 0:
             raise LLMRejected(f"I will not answer {whole}", status=400)
+        if self._calls % 50 == 25:
+            raise RuntimeError(f"I cannot answer {whole}")
         return await super().chat(messages, **params)
 
 
@@ -145,6 +147,7 @@ class Isolation(Proof):
         settings = Settings(data_dir=folder, process_pool_size=1, max_wait_seconds=3600.0, max_waiting=1_000_000)
         with overheard(self):
             async with self._engine.open(settings, llm=Parrot(self)) as engine:
+                engine.component("ill", ill)
                 await self._tell(engine)
                 while self.seen["recalls"] < self.recalls:
                     await self._recall(engine)
@@ -246,8 +249,15 @@ class Isolation(Proof):
             else:
                 reply = await engine.respond(message)
                 self.hold(reply.text + " ".join(memory.text for memory in reply.memories), user, scope, "replies")
-        except WhisperFastError as error:
+        except (WhisperFastError, RuntimeError) as error:  # the second kind is the model's own
             self.hold("".join(traceback.format_exception(error)), user, scope, "errors")
+
+
+def ill(turn: Turn) -> str:
+    """Fail now and then as a bot's own component may, and quote what it was given."""
+    if turn.message.id.endswith(("3", "3-dm")):
+        raise ValueError(f"cannot weigh {turn.message.text}")
+    return ""
 
 
 def alone(engine: Engine, text: str) -> NDArray[np.float32]:

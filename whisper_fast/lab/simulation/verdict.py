@@ -54,7 +54,7 @@ class Verdict:
         self.unsent: list[str] = []  # never shown to anybody, where it could have been sent again
         self.misbooked: list[str] = []  # known as taken, and listed as if nobody had it
         self.problems: list[str] = []  # what the loop heard of: errors that nobody saw
-        self.refusals: Counter[str] = Counter()  # of each message, by the model, for good
+        self._ever_refused: set[str] = set()  # by the model, for good
         self.messages: dict[str, Message] = {}
         self._accepted: set[str] = set()
         self._open_to_doubt: set[str] = set()
@@ -85,11 +85,11 @@ class Verdict:
     def refused(self, words: str) -> None:
         """Note that the model refuses the messages with these words for good."""
         self._refused |= ids(words)
-        self.refusals.update(ids(words))
+        self._ever_refused |= ids(words)
 
     def told_refused(self, message: Message) -> None:
         """Note that a client hears of a refusal."""
-        if not self.refusals[message.id]:
+        if message.id not in self._ever_refused:
             self.blamed.append(message.id)
         self._refused.add(message.id)
 
@@ -122,10 +122,10 @@ class Verdict:
         self._gone.discard(message.id)
         return fresh
 
-    def accepted(self, message: Message, *, refused: bool = False) -> None:
-        """Note a promise; one that was refused before it was sent is a promise again."""
+    def accepted(self, message: Message) -> None:
+        """Note a promise; one that was refused before is a promise again."""
         self._accepted.add(message.id)
-        if message.platform not in PLATFORMS and not refused:  # there nobody waits, and hears of a refusal
+        if message.platform not in PLATFORMS:  # there nobody waits, and hears that it is refused meanwhile
             self._refused.discard(message.id)
 
     def answered(self, message: Message, text: str, number: int | None) -> None:

@@ -307,10 +307,9 @@ class World:
         fresh = verdict.delivered(message)
         number = len(self.lane)
         self.lane.append(message.id)
-        refusals = verdict.refusals[message.id]
         try:
             ticket = await engine.submit(message, streamed=streamed)
-            verdict.accepted(message, refused=verdict.refusals[message.id] > refusals)
+            verdict.accepted(message)
             self.note(f"accepted {message.id}")
             if message.platform in PLATFORMS:
                 return  # the answer goes there by itself
