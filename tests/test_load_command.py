@@ -19,7 +19,9 @@ from hdrh.histogram import HdrHistogram
 from served import heed_ctrl_c
 from typer.testing import CliRunner
 
+from whisper_fast import clock
 from whisper_fast.cli.app import app, main
+from whisper_fast.lab import users
 from whisper_fast.lab.load import Patience, Run, ServerTarget
 from whisper_fast.lab.traffic import Sessions, Traffic, arrivals
 from whisper_fast.store.files import DATABASE
@@ -171,16 +173,26 @@ def wait_for_answers(folder):
 
 
 @pytest.mark.soak
-async def test_a_real_server_that_stalls_two_seconds_in_twenty_is_told_by_its_true_p99():
-    """In real time and over HTTP what test_load.py shows in virtual time: 1.8 s for these arrivals, within 1 %."""
-    began = None
+async def test_a_real_server_that_stalls_two_seconds_in_twenty_is_told_as_it_was():
+    """In real time and over HTTP what test_load.py shows in virtual time.
+
+    The truth is when the server answered by its own clock, less when the message was due: on a machine with nothing
+    else to do a p99 of 1.8 s. What is reported is within 1 % of it, however busy the machine is.
+    """
+    began, answered, one_by_one = None, {}, asyncio.Lock()
 
     async def answer(request):
         nonlocal began
-        now = asyncio.get_running_loop().time()
-        began = began or now
-        await asyncio.sleep(max(0.0, began + 12 - now) if began + 10 <= now else 0)
-        return web.json_response({"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]})
+        text = (await request.json())["messages"][-1]["content"]
+        async with one_by_one:
+            now = clock.monotonic()
+            began = began or now
+            await asyncio.sleep(began + 12 - now if began + 10 <= now < began + 12 else 0)
+            response = web.json_response({"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]})
+            await response.prepare(request)
+            await response.write_eof()
+            answered[text] = clock.monotonic()
+        return response
 
     server = web.Application()
     server.router.add_post("/v1/chat/completions", answer)
@@ -188,14 +200,17 @@ async def test_a_real_server_that_stalls_two_seconds_in_twenty_is_told_by_its_tr
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, backlog=4096).start()
     traffic = Traffic(users=100, period=1.0, seconds=20.0, gaps="constant", session=0)
-    due = [arrival.at for arrival in arrivals(Sessions(traffic))]
-    true = np.percentile([due[0] + 12 - at if 10 <= at - due[0] < 12 else 0 for at in due], 99)
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     try:
         run = Run(traffic, Sessions(traffic), ServerTarget(url, "any"), patience=Patience(5.0, 30.0))
         await run.run()
     finally:
         await runner.cleanup()
-    assert run.figures()["turns"] == run.figures()["sent"]
-    assert true == pytest.approx(1.8, rel=0.1)  # of infinitely many messages
-    assert run.figures()["total_ms"]["p99"] == pytest.approx(1000 * true, rel=0.01)
+    true = [
+        answered[users.message(arrival.user, arrival.number).text] - run._began - arrival.at
+        for arrival in arrivals(Sessions(traffic))
+    ]
+    assert run.figures()["turns"] == len(true)
+    p99 = np.percentile(true, 99, method="inverted_cdf")
+    assert p99 > 1.5  # the stall is in it
+    assert run.figures()["total_ms"]["p99"] == pytest.approx(1000 * p99, rel=0.01)
