@@ -159,6 +159,10 @@ class Cache(Table[K, V]):
         self._refreshes.add(flight)
         flight.start()
 
+    def held(self) -> dict[str, float]:
+        """Return the weight held now and its bound, the entries, and the bytes of the table itself."""
+        return {"bytes": self.weight, "max_bytes": self.max_weight, "entries": len(self), "table_bytes": self.nbytes}
+
     def stats(self) -> CacheStats:
         """Return the counters and what is held now."""
         return CacheStats(

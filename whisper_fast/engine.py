@@ -441,8 +441,7 @@ class Engine:
     async def _warm(self, user: str, seconds: float | None = None) -> bool:
         """Load what a turn of `user` needs, the conversation for `seconds`; say whether there were no memories."""
         memories = self.memory.warm(user, guess=seconds is not None)
-        loaded, _ = await asyncio.gather(memories, self._conversations.warm(user, seconds))
-        return loaded
+        return (await asyncio.gather(memories, self._conversations.warm(user, seconds)))[0]
 
     async def _warm_now(self, user: str) -> None:
         try:

@@ -76,6 +76,11 @@ class Embedding:
             self._questions.put(text, kept)
         return [known[text] for text in texts]
 
+    @property
+    def cache(self) -> Cache[str, NDArray[np.float32]]:
+        """The vectors of questions: they can be made again, its bound may be changed."""
+        return self._questions
+
     async def _direct(self, texts: Sequence[str], **_: Any) -> Any:
         embedder = self.embedder
         if iscoroutinefunction(embedder.embed):

@@ -292,7 +292,7 @@ class MemoryStore:
 
     def caches(self) -> dict[str, Cache[str, Any]]:
         """Return what is kept in memory and can be read again: its bounds may be changed."""
-        return {"segments": self._cache, "indexes": self._indexing.cache}
+        return {"segments": self._cache, "indexes": self._indexing.cache, "questions": self._embed.cache}
 
     def stats(self) -> dict[str, Any]:
         """Return what is held in memory and how often it served."""
