@@ -35,6 +35,15 @@ async def test_engines_share_a_conversation_in_the_order_of_time(tmp_path, port)
         assert await say(a, "in public", scope="server:1/public") == ["in public"]
 
 
+async def test_a_first_turn_is_written_twice_and_not_without_end(tmp_path, port):
+    async with engine_at(tmp_path / "a", port) as a:
+        await joined(a)
+        for n in range(1, 4):
+            await say(a, "one", user=f"user {n}")
+            # as it came, and with all that is on the disk of a place that is new
+            await until(lambda n=n: a._shared.counts["pushes"] == 2 * n and not a._shared._writing.is_set())
+
+
 async def test_a_conversation_survives_a_restart_and_a_lost_disk(tmp_path, port):
     async with engine_at(tmp_path / "a", port) as a:
         await joined(a)

@@ -75,7 +75,10 @@ async def test_each_cache_of_an_engine_is_in_its_stats_and_metrics(tmp_path):
         await engine.respond(said("ada", "hello"))
         await engine.memory.recall_many([("ada", "what did I say?")])
         stats = engine.stats()
-        assert set(stats["caches"]) == {"segments", "indexes", "questions", "conversations"}
-        assert stats["caches"]["questions"]["entries"] == 1
-        assert 0 < stats["caches"]["questions"]["bytes"] <= stats["caches"]["questions"]["max_bytes"]
-        assert {"caches_questions_bytes", "caches_conversations_table_bytes"} <= {path for path, _ in leaves(stats)}
+        held = stats["budget"]["caches"]
+        assert set(held) == {"segments", "indexes", "questions", "conversations"}
+        assert held["questions"]["entries"] == 1
+        assert 0 < held["questions"]["bytes"] <= held["questions"]["max_bytes"]
+        assert {"budget_caches_questions_bytes", "budget_caches_conversations_table_bytes"} <= {
+            path for path, _ in leaves(stats)
+        }

@@ -138,12 +138,8 @@ class Budget:
         """Whether a cache has a smaller bound than it was set."""
         return any(cache is one and self._bounds[name] < self._most[name] for name, one in self._caches.items())
 
-    def held(self) -> dict[str, dict[str, float]]:
-        """Return what each cache holds, by its name."""
-        return {name: cache.held() for name, cache in self._caches.items()}
-
     def stats(self) -> dict[str, Any]:
-        """Return the budget and what is known of memory in bytes, the caches' bounds, and the latest changes."""
+        """Return the budget and what is known of memory in bytes, the caches' bounds and load, the latest changes."""
         known = self.pressure._asdict() if self.pressure is not None else {}
         return {
             "bytes": self.size,
@@ -151,6 +147,7 @@ class Budget:
             "shedding": self.shedding,
             "changes": self.changes,
             "bounds": dict(self._bounds),
+            "caches": {name: cache.held() for name, cache in self._caches.items()},
             "history": [change._asdict() for change in self.history],
         }
 

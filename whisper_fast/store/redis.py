@@ -293,7 +293,7 @@ class Shared:
                 await self._add([(key, [row]) for key, row in pushes[at : at + BATCH]])
             while owed:
                 key = next(iter(owed))
-                await self._add([(key, await self._source(key))])
+                await self._add([(key, await self._source(key))], whole=True)
                 del owed[key]
         except (RedisError, OSError, StoreError) as error:
             self._leave(error)
@@ -319,7 +319,8 @@ class Shared:
             self._warn(f"an index of places is none: {error}")
             return ()
 
-    async def _add(self, places: list[tuple[Key, list[Row]]]) -> None:
+    async def _add(self, places: list[tuple[Key, list[Row]]], *, whole: bool = False) -> None:
+        """Write turns; `whole` says that there are no others of the place on the disk."""
         places = [(key, turns) for key, turns in places if turns]
         if not places:
             return
@@ -343,7 +344,7 @@ class Shared:
                 await self._mend(key, answers)
                 continue
             self.counts["pushes"] += len(turns)
-            if len(turns) == 1 and answers[6] == 1:  # a new place, or Redis lost it: it gets all that is on the disk
+            if not whole and answers[6] == len(turns) == 1:  # a place that is new or was lost: it gets all
                 self.owe(key)
 
     async def _mend(self, key: Key, answers: list[Any]) -> None:
