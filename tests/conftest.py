@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -56,12 +57,21 @@ def pytest_pyfunc_call(pyfuncitem):
     return result
 
 
-def alive():
+def alive(before=frozenset()):
+    """Return what is alive; what a child that was there `before` has started is its own to end."""
     process = psutil.Process()
     threads = {t.name for t in threading.enumerate() if t is not threading.main_thread()}
-    children = {f"{c.pid} {c.name()}" for c in process.children(recursive=True)}
+    children = {f"{child.pid} {child.name()}" for child in family(process, before)}
     sockets = {f"{c.laddr}->{c.raddr}" for c in process.net_connections() if c.status != "TIME_WAIT"}
     return {"threads": threads, "children": children, "sockets": sockets, "shared memory": shared_memory()}
+
+
+def family(process, without):
+    for child in process.children():
+        if child.pid not in without:
+            yield child
+            with suppress(psutil.NoSuchProcess):
+                yield from child.children(recursive=True)
 
 
 def shared_memory():
@@ -76,8 +86,8 @@ def shared_memory():
 @pytest.fixture(autouse=True)
 def nothing_left():
     """After each test no thread, process, socket or shared-memory file is left that was not there before."""
-    before = alive()
+    before, children = alive(), {child.pid for child in psutil.Process().children()}
     yield
-    after = alive()
+    after = alive(children)
     left = {kind: after[kind] - before[kind] for kind in after if after[kind] - before[kind]}
     assert not left, f"left alive: {left}"
