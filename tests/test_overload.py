@@ -78,6 +78,33 @@ async def test_a_few_users_who_flood_do_not_wait_longer_than_is_allowed(hand):
     assert await lanes.drain(5)
 
 
+async def test_whoever_has_waited_as_long_as_one_may_is_next(hand):
+    """Users who come for the first time go before one who was served already; without end, if they keep coming."""
+    lanes = Lanes(1000, 1 << 20, slots=lambda: 1, max_wait=5.0)
+    served, over = [], {}
+
+    def come(user):
+        async def turn():
+            served.append(user)
+            await over.setdefault(len(served), asyncio.Event()).wait()
+
+        lanes.enter(user, admitted=True).start(turn, user)
+
+    for _ in range(3):
+        come("ada")
+    for second in range(12):
+        await asyncio.sleep(0)
+        come(f"new {second}")
+        hand.now += 1.0
+        over.setdefault(len(served), asyncio.Event()).set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+    assert served[:3] == ["ada", "new 0", "ada"]
+    assert served.index("ada", 3) in (7, 8, 9), "it began to wait when the second one ran"
+    lanes.hurry()
+    await lanes.abort()
+
+
 def test_who_would_wait_too_long_is_refused_with_the_time_above_the_limit(hand):
     admission = busy(hand, slots=10, turn=1.0, rounds=20)
     admission.check(40, 10)

@@ -130,7 +130,8 @@ class Place:
 class Lanes:
     """All lanes: at most `max_waiting` places and `max_bytes` of text over all users, `slots()` turns at once.
 
-    A turn that would wait longer than `max_wait` seconds for its slot is refused, see `Admission`.
+    A turn that would wait longer than `max_wait` seconds for its slot is refused, see `Admission`; one that has
+    waited so long, because others who came later had a better claim, is next.
     """
 
     def __init__(
@@ -319,7 +320,7 @@ class Lanes:
     def _fill(self) -> None:
         """Give the free slots to those who wait."""
         while self._queue and self.running < self._slots():
-            place = cast("Place", self._queue.pop())
+            place = self._next()
             self.running += 1
             self._run(place)
 
@@ -329,6 +330,15 @@ class Lanes:
         place._began = clock.monotonic()
         place.task = asyncio.get_running_loop().create_task(work(), name=place.name)
         place.task.add_done_callback(place._over)
+
+    def _next(self) -> Place:
+        """Take out who is next: the fair queue's choice, but first whoever has waited as long as one may."""
+        oldest = cast("Place", self._queue.oldest)
+        if self.oldest < self._admission.max_wait:
+            return cast("Place", self._queue.pop())
+        self._queue.remove(oldest._handle)
+        self._queue.charge(oldest.user, 1.0, weight=oldest.weight, priority=oldest.priority)
+        return oldest
 
     def _release(self) -> None:
         self.running -= 1
