@@ -128,7 +128,7 @@ def test_a_queue_that_lets_the_same_ones_by_again_and_again_is_found_out(monkeyp
 class Favourites:
     """A queue of turns in which the user whose name comes last goes first."""
 
-    remembered = 0
+    remembered, oldest = 0, None
 
     def __init__(self):
         self.waiting_ones = {}
