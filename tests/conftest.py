@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import threading
 from contextlib import suppress
@@ -81,6 +82,18 @@ def shared_memory():
     maps, mine = Path("/proc/self/maps").read_text(), f"whisper-fast-{os.getpid()}-"
     names = {path.name for path in Path("/dev/shm").iterdir()}
     return {name for name in names if name.startswith(mine) or f"/dev/shm/{name}" in maps}
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before():
+    """What a command has told the logging of its process goes with the command."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
+    for handler in root.handlers[:]:
+        if type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)
 
 
 @pytest.fixture(autouse=True)
