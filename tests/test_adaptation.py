@@ -8,6 +8,7 @@ import random
 import time
 from collections import deque
 from math import inf
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -210,6 +211,25 @@ async def test_a_linger_that_never_ends_comes_down_to_what_items_stay():
         assert "none lingers longer" in control.climber.why
         control.reset()
         assert batcher.max_wait == 10.0
+
+
+def test_an_experiment_with_a_linger_in_which_nobody_is_ever_seen_goes_on():
+    class Quick:
+        """A batcher whose items are always gone when somebody looks."""
+
+        max_wait, items = 1.0, 0
+
+        def stats(self):
+            self.items += 1000
+            return SimpleNamespace(items=self.items, waiting=0, serving=0)
+
+    batcher = Quick()
+    control = LingerControl("quick", batcher, enabled=lambda: True)
+    control.climber.feed(1.0)
+    assert control.climber.trying is not None
+    for second in range(1, 20):
+        control.step(float(second))
+    assert control.climber.trying is not None
 
 
 async def test_a_timer_that_runs_follows_a_shorter_wait():

@@ -159,7 +159,7 @@ class LingerControl:
 
     def _close(self, now: float, rate: float) -> None:
         inside = self._inside / self._looks
-        if self._waiting > inside * self._looks / 2 or self.climber.trying is not None:
+        if inside and (self._waiting > inside * self._looks / 2 or self.climber.trying is not None):
             stay = inside / rate
             if self.climber.best > 2 * stay:
                 self.climber.bound(stay, f"items stay {stay * 1000:.0f} ms: none lingers longer")
