@@ -36,3 +36,10 @@ class ScriptedLLM:
 
 def said(user, text, **fields):
     return Message(user=user, text=text, **fields)
+
+
+async def until(condition):
+    """Wait until `condition()` holds; a test that waits for what never comes fails."""
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)

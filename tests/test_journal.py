@@ -10,7 +10,7 @@ from contextlib import closing
 import aiohttp
 import apsw
 import pytest
-from scripted import ScriptedLLM, quick, said
+from scripted import ScriptedLLM, quick, said, until
 from served import served
 
 from whisper_fast import Engine, Settings, clock, journal, retries
@@ -30,12 +30,6 @@ def settings(tmp_path):
 
 async def entries(engine):
     return await engine._database.read(journal.listed)
-
-
-async def until(condition):
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 # ---- what kills the process

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
-from scripted import quick, said
+from scripted import quick, said, until
 
 from whisper_fast import Engine, Settings, journal, retries
 from whisper_fast.errors import StoreIOError
@@ -16,12 +14,6 @@ from whisper_fast.lab.audit import audit
 def settings(tmp_path, monkeypatch):
     monkeypatch.setattr(retries, "FIRST", 0.02)
     return Settings(data_dir=tmp_path / "data", process_pool_size=1, thread_pool_size=2, component_deadline=30)
-
-
-async def until(condition):
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 class Channel:

@@ -8,7 +8,7 @@ import sys
 
 import apsw
 import pytest
-from scripted import ScriptedLLM, quick, said
+from scripted import ScriptedLLM, quick, said, until
 
 from whisper_fast import Engine, Settings, journal, lanes, recovery, retries
 from whisper_fast.errors import Closed, InvalidMessage, LLMRejected, LLMUnavailable, Overloaded
@@ -19,12 +19,6 @@ from whisper_fast.lab.audit import audit
 def settings(tmp_path, monkeypatch):
     monkeypatch.setattr(retries, "FIRST", 0.02)
     return Settings(data_dir=tmp_path / "data", process_pool_size=1, thread_pool_size=2, component_deadline=30)
-
-
-async def until(condition):
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 # ---- a message that failed for good is sent again

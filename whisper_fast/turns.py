@@ -294,9 +294,8 @@ class Turns:
         recorded = around.first.id in self._delivered
         if not recorded and (getattr(error, "final", False) or self.recovery.hopeless(around, error)):
             self._landed(around)  # first: whoever sends it again from now on finds it failed, and begins anew
-            alone = [
-                entry for entry in around.entries if key(entry.message) not in self._entered
-            ]  # none is on its way
+            # What is being accepted again meanwhile will have a turn of its own, which is not to be closed under it.
+            alone = [entry for entry in around.entries if key(entry.message) not in self._entered]
             with suppress(StoreError, Closed):  # it is tried again after the next start, and ends as it ended now
                 await asyncio.shield(self._journal.fail(alone))
         else:

@@ -54,14 +54,6 @@ class Embedding:
         found = await self._through(texts, user=user, priority=priority)
         return checked(found, len(texts), self.embedder)
 
-    async def question(self, text: str, *, user: str | None = None) -> NDArray[np.float32]:
-        """Return the vector of one text, as `questions` does."""
-        known = self._questions.get(text) if self._caching() else None
-        if known is not None:
-            return known
-        [vector] = await self.questions([text], user=user)
-        return vector
-
     async def questions(self, texts: Sequence[str], *, user: str | None = None) -> list[NDArray[np.float32]]:
         """Return a vector a text, read-only; one that was asked lately is not embedded again."""
         if not self._caching():

@@ -21,7 +21,7 @@ Hits = list[tuple[int, float]]
 
 INLINE_ROWS: Final = 20_000  # over more in all the loop would be held for about a millisecond
 BATCH: Final = 16  # questions; more of them wait for as long as these take
-BATCH_ROWS: Final = 100_000  # about as many microseconds on one core
+BATCH_ROWS: Final = 100_000  # some milliseconds of one core
 MOST_WAITING: Final = 100_000
 THREADS: Final = min(4, os.cpu_count() or 1)
 

@@ -220,7 +220,7 @@ class MemoryStore:
         if not k or not segment:
             return []
         if vector is None:
-            vector = await self._embed.question(query, user=user)
+            [vector] = await self._embed.questions([query], user=user)
         else:
             vector = checked([vector], 1, self._embedder)[0] if len(vector) else None
         return await self._ask(user, segment, query, vector, k, scope)
